@@ -1,0 +1,1 @@
+//! The kernel: listeners, configuration, routing, the plugin graph, the registry of backends.

@@ -1,0 +1,1 @@
+//! The built-in plugins: the only file that names them.

@@ -1,0 +1,1 @@
+//! Containers and execs: routes, life cycle, attach, logs.

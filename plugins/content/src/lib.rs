@@ -1,0 +1,1 @@
+//! Content: the blob store and the metadata database.

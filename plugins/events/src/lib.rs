@@ -1,0 +1,1 @@
+//! The /events route over the kernel's event bus.

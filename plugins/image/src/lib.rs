@@ -1,0 +1,1 @@
+//! Images: store, load, save, tag, history, removal.

@@ -1,0 +1,1 @@
+//! The none log driver.

@@ -1,0 +1,1 @@
+//! The bridge network driver: links, addresses, firewall, ports, names.

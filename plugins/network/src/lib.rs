@@ -1,0 +1,1 @@
+//! Networks: the store behind container endpoints.

@@ -1,0 +1,1 @@
+//! The OCI runtime: compiles specs, starts and re-finds shims.

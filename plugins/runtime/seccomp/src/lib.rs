@@ -1,0 +1,1 @@
+//! Seccomp profiles: the default profile and a BPF compiler.

@@ -1,0 +1,1 @@
+//! The shim: parent of one container, outlives the daemon.

@@ -1,0 +1,1 @@
+//! Layer archives: hardened extraction and creation beneath a directory.

@@ -1,0 +1,1 @@
+//! The layer store: chains of layers, materialised by a storage driver.

@@ -1,0 +1,1 @@
+//! Volumes: routes and the store.

@@ -1,0 +1,1 @@
+//! Everything a plugin may depend on: descriptors, contexts, routes, errors, kinds.

@@ -1,0 +1,1 @@
+//! Every system call and all unsafe code: mounts, namespaces, cgroups, pidfds, netlink.

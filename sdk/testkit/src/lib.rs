@@ -1,0 +1,1 @@
+//! Conformance kits and in-memory fakes for plugin authors.

@@ -1,0 +1,1 @@
+//! Daemon under test, fixtures, leak check.
