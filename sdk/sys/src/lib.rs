@@ -1,1 +1,3 @@
 //! Every system call and all unsafe code: mounts, namespaces, cgroups, pidfds, netlink.
+
+pub mod process;
