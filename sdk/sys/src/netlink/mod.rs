@@ -23,6 +23,8 @@ mod read;
 mod request;
 mod route;
 mod socket;
+#[cfg(test)]
+mod tests;
 pub(crate) mod wire;
 
 pub use name::{IfName, Mac};

@@ -14,6 +14,8 @@
 
 mod batch;
 mod load;
+#[cfg(test)]
+mod tests;
 
 pub use batch::{Batch, Element, Key, Nft, Refusal};
 pub use load::{LoadError, load};
