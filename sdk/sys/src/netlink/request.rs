@@ -127,11 +127,6 @@ pub enum Request<'a> {
         /// A fixed hardware address; without one the bridge follows its ports.
         mac: Option<Mac>,
     },
-    /// Creates a dummy link, up.
-    CreateDummy {
-        /// Its name.
-        name: IfName,
-    },
     /// Creates a veth pair.
     CreateVeth(Veth<'a>),
     /// Changes a link.
@@ -199,7 +194,6 @@ impl fmt::Display for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CreateBridge { name, .. } => write!(f, "create bridge {name}"),
-            Self::CreateDummy { name } => write!(f, "create dummy link {name}"),
             Self::CreateVeth(veth) => write!(f, "create veth pair {} and {}", veth.name, veth.peer),
             Self::Change(link, _) => write!(f, "change {link}"),
             Self::ChangePort { port, .. } => write!(f, "change bridge port {port}"),
@@ -220,9 +214,7 @@ impl Request<'_> {
     /// Writes the request as one message that asks for an acknowledgement.
     pub(super) fn write(&self, writer: &mut Writer, sequence: u32) {
         let (kind, flags) = match self {
-            Self::CreateBridge { .. } | Self::CreateDummy { .. } | Self::CreateVeth(_) => {
-                (NEW_LINK, CREATE | EXCL)
-            }
+            Self::CreateBridge { .. } | Self::CreateVeth(_) => (NEW_LINK, CREATE | EXCL),
             Self::Change(..) => (SET_LINK, 0),
             Self::ChangePort { .. } => (NEW_LINK, 0),
             Self::DeleteLink(_) => (DEL_LINK, 0),
@@ -243,11 +235,6 @@ impl Request<'_> {
                     w.attribute(IFLA_ADDRESS, &mac.0);
                 }
                 w.nest(IFLA_LINKINFO, |w| w.string(IFLA_INFO_KIND, "bridge"));
-            }
-            Self::CreateDummy { name } => {
-                link_header(w, 0, Some(true));
-                w.string(IFLA_IFNAME, name.as_str());
-                w.nest(IFLA_LINKINFO, |w| w.string(IFLA_INFO_KIND, "dummy"));
             }
             Self::CreateVeth(veth) => write_veth(w, veth),
             Self::Change(link, change) => write_change(w, link, change),

@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::net::netlink::{NETFILTER, ROUTE};
+use rustix::net::netlink::NETFILTER;
 use rustix::net::sockopt::{
     Timeout, set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force,
     set_socket_timeout,
@@ -45,12 +45,12 @@ pub(crate) struct Socket {
 impl Socket {
     /// A socket for links, addresses and routes.
     pub(crate) fn route() -> Result<Self, Error> {
-        Self::open(ROUTE)
+        Self::open(None) // protocol 0 is NETLINK_ROUTE
     }
 
     /// A socket for the firewall.
     pub(crate) fn netfilter() -> Result<Self, Error> {
-        let socket = Self::open(NETFILTER)?;
+        let socket = Self::open(Some(NETFILTER))?;
         // Batches are sent whole. Without CAP_NET_ADMIN in the first user namespace the default
         // sizes stay, which only limits how large a batch may be.
         let _ = set_socket_send_buffer_size_force(&socket.fd, SEND_BUFFER / 2);
@@ -58,13 +58,13 @@ impl Socket {
         Ok(socket)
     }
 
-    fn open(protocol: rustix::net::Protocol) -> Result<Self, Error> {
+    fn open(protocol: Option<rustix::net::Protocol>) -> Result<Self, Error> {
         let opening = |errno| Error::os("open a netlink socket", errno, None);
         let fd = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
-            Some(protocol),
+            protocol,
         )
         .map_err(opening)?;
         set_socket_timeout(&fd, Timeout::Recv, Some(ANSWER_TIMEOUT)).map_err(opening)?;
