@@ -1,0 +1,27 @@
+//! Mounts through descriptors: build one detached, set its properties, then attach it.
+//!
+//! A detached mount is visible in no mount namespace; when its last descriptor closes it is gone. So
+//! whatever happens to the process in between, nothing is left on the host.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `context` | a file system being configured: `fsopen`, `fsconfig`, `fsmount` |
+//! | `tree` | mounts as descriptors: clone, attributes, attach, detach |
+//! | `overlay` | overlayfs from descriptors, with the way around for kernels before 6.8 |
+//! | `info` | `/proc/self/mountinfo` |
+//!
+//! Source: fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2), mount_setattr(2).
+
+mod context;
+mod info;
+mod overlay;
+mod tree;
+
+pub use context::FsContext;
+pub use info::{MountInfo, mount_of, parse_mountinfo, read_mountinfo, read_mountinfo_of};
+pub use overlay::{Overlay, supports_lowerdir_plus};
+pub use rustix::mount::MountAttrFlags;
+pub use tree::{
+    MountAttr, Propagation, attach, attach_onto, clone_tree, clone_tree_at, detach,
+    enter_private_namespace, set_attr, unmount,
+};
