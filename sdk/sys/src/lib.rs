@@ -4,6 +4,7 @@ pub mod netlink;
 pub mod nft;
 pub mod process;
 pub mod error;
+pub mod file;
 pub mod memfd;
 pub mod mount;
 pub mod path;
