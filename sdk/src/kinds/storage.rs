@@ -1,0 +1,135 @@
+//! Storage drivers: where layers are placed and how they are stacked. Drivers never mount and never
+//! see layer bytes: they return mount plans, and the layer store moves the bytes.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::mounts::MountPlan;
+use crate::{Labels, kind};
+
+/// How a driver wants deletions to be written into a layer that is being unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Whiteouts {
+    /// A character device 0:0, and `trusted.overlay.opaque` on replaced directories: the layer is
+    /// unpacked into its own directory, without its parents in sight.
+    OverlayChardev,
+    /// The entry is removed: the layer is unpacked over a copy of its parents.
+    Remove,
+}
+
+/// What a driver can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageInfo {
+    /// How deletions are written.
+    pub whiteouts: Whiteouts,
+    /// The most committed layers beneath a writable one.
+    pub max_depth: u32,
+    /// Whether a layer can be unpacked before its parent is there.
+    pub parallel_unpack: bool,
+    /// Option names that [`StorageDriver::prepare`] honours, such as `size`.
+    pub options: Vec<String>,
+    /// Rows for `docker info`, such as the backing file system.
+    pub status: Vec<(String, String)>,
+}
+
+/// The state of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LayerState {
+    /// Writable.
+    Active,
+    /// Read-only, may be a parent.
+    Committed,
+}
+
+/// A layer as its driver sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Caller-chosen key.
+    pub key: String,
+    /// Key of the committed layer below.
+    pub parent: Option<String>,
+    /// State.
+    pub state: LayerState,
+}
+
+kind! {
+    /// Keeps layers as stacked directories, volumes or images.
+    ///
+    /// # Terms
+    ///
+    /// - *key*: chosen by the caller, 1 to 256 printable ASCII characters without `/`
+    /// - *active* layer: writable, made by `prepare`
+    /// - *committed* layer: read-only, made by `commit` from an active one
+    ///
+    /// # Rules for every implementation
+    ///
+    /// - Every call may be repeated, also after a crash, and then ends in the same state.
+    /// - Nothing outside the instance's own root is touched.
+    /// - Calls for different keys may run at the same time.
+    ///
+    /// The rules are tested by `gantry_testkit::storage_driver_contract!`.
+    pub trait StorageDriver: Storage = "storage" (1, 0), budget Some(Duration::from_secs(60)) => {
+        /// Makes a writable layer `key` on the committed layer `parent` and returns how to mount it.
+        /// Again with the same parent: the same plan.
+        ///
+        /// # Errors
+        ///
+        /// `NotFound`: no committed layer `parent`. `Conflict`: `key` exists with another parent or
+        /// is committed, or `parent` is active. `InvalidArgument`: a bad key, an unknown option, a
+        /// depth above [`StorageInfo::max_depth`].
+        async fn prepare(&self, cx: &Ctx, key: &str, parent: Option<&str>, options: &Labels) -> Result<MountPlan>;
+
+        /// How to mount the directory into which the layer store unpacks the active layer `key`: for
+        /// [`Whiteouts::OverlayChardev`] the layer alone, otherwise the whole tree.
+        async fn unpack_plan(&self, cx: &Ctx, key: &str) -> Result<MountPlan>;
+
+        /// How to mount layer `key`: an active one writable, a committed one read-only.
+        ///
+        /// # Errors
+        ///
+        /// `NotFound`: no such layer.
+        async fn plan(&self, cx: &Ctx, key: &str) -> Result<MountPlan>;
+
+        /// Turns the active layer `key` into the committed layer `name`.
+        ///
+        /// # Errors
+        ///
+        /// `NotFound`: no active layer `key`. `Exists`: `name` is taken; `key` stays as it is.
+        async fn commit(&self, cx: &Ctx, key: &str, name: &str) -> Result<Layer>;
+
+        /// Removes a layer; a missing one is no error.
+        ///
+        /// # Errors
+        ///
+        /// `Busy`: other layers stand on it; the message lists them.
+        async fn remove(&self, cx: &Ctx, key: &str) -> Result<()>;
+
+        /// # Errors
+        ///
+        /// `NotFound`: no such layer.
+        async fn stat(&self, cx: &Ctx, key: &str) -> Result<Layer>;
+
+        /// Up to `limit` layers with keys after `after`, in key order.
+        async fn list(&self, cx: &Ctx, after: Option<&str>, limit: u32) -> Result<Vec<Layer>>;
+
+        /// Bytes and inodes that layer `key` adds to its parent: allocated size, each inode once.
+        async fn usage(&self, cx: &Ctx, key: &str) -> Result<(u64, u64)>;
+
+        /// Makes a committed layer durable before it is relied upon.
+        async fn sync(&self, cx: &Ctx, key: &str) -> Result<()>;
+
+        /// After a crash: finishes or undoes what was half done; returns the keys that were dropped.
+        async fn recover(&self, cx: &Ctx) -> Result<Vec<String>>;
+
+        /// What `docker inspect` shows as `GraphDriver.Data` of layer `key`.
+        async fn details(&self, cx: &Ctx, key: &str) -> Result<Labels>;
+
+        plain {
+            /// Abilities; the same for the life of the instance.
+            fn describe(&self) -> StorageInfo;
+        }
+    }
+}
