@@ -1,0 +1,1 @@
+//! A real daemon, the real docker CLI, real images: one file per resource.
