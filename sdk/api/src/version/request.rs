@@ -1,0 +1,1 @@
+//! What each version changed in what clients ask for.
