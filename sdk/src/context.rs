@@ -42,10 +42,7 @@ impl Ctx {
     #[must_use]
     pub fn within(&self, budget: Duration) -> Self {
         let at = Instant::now() + budget;
-        Self {
-            deadline: Some(self.deadline.map_or(at, |d| d.min(at))),
-            ..self.clone()
-        }
+        Self { deadline: Some(self.deadline.map_or(at, |d| d.min(at))), ..self.clone() }
     }
 }
 
@@ -113,9 +110,7 @@ pub struct Context {
 
 impl std::fmt::Debug for Context {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("Context").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -144,8 +139,7 @@ impl Context {
     ///
     /// `Exists` if that slot is filled.
     pub fn provide<K: Kind>(&self, instance: &str, object: Arc<K::Dyn>) -> Result<()> {
-        self.registry
-            .provide::<K>(instance, object, Grants::default(), false)
+        self.registry.provide::<K>(instance, object, Grants::default(), false)
     }
 
     /// As [`provide`](Self::provide), for a driver that returns mount plans.

@@ -61,11 +61,7 @@ pub struct Error {
 impl Error {
     /// An error of `kind`; `message` is lower case, without a full stop, and names the object.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            source: None,
-        }
+        Self { kind, message: message.into(), source: None }
     }
 
     /// Attaches the cause.
@@ -176,9 +172,7 @@ impl fmt::Display for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source
-            .as_ref()
-            .map(|s| s.as_ref() as &(dyn StdError + 'static))
+        self.source.as_ref().map(|s| s.as_ref() as &(dyn StdError + 'static))
     }
 }
 

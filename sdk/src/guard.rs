@@ -124,11 +124,7 @@ impl Guard {
             }
             Err(_) => Err(Error::new(
                 ErrorKind::Deadline,
-                format!(
-                    "{}: {method} did not answer within {:?}",
-                    self.label,
-                    started.elapsed()
-                ),
+                format!("{}: {method} did not answer within {:?}", self.label, started.elapsed()),
             )),
         };
         self.settle(result.as_ref().err());
@@ -151,10 +147,7 @@ impl Guard {
         match breaker.open_until {
             Some(until) if Instant::now() < until => {
                 let wait = until.saturating_duration_since(Instant::now()).as_secs() + 1;
-                let last = self
-                    .last_fault
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let last = self.last_fault.lock().unwrap_or_else(PoisonError::into_inner);
                 let why = last.as_deref().unwrap_or("unknown fault");
                 Err(Error::unavailable(format!(
                     "{} is not answering, next try in {wait} s: {why}",
@@ -174,10 +167,7 @@ impl Guard {
         let fault = error.filter(|e| e.kind().is_infrastructure());
         if let Some(error) = fault {
             self.faults.fetch_add(1, Relaxed);
-            *self
-                .last_fault
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(error.chain());
+            *self.last_fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.chain());
         }
         let Some(breaker) = &self.breaker else { return };
         let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -206,11 +196,7 @@ impl Guard {
             inflight: self.limit - self.inflight.available_permits(),
             busy_micros: self.busy_micros.load(Relaxed),
             breaker_open: open,
-            last_fault: self
-                .last_fault
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            last_fault: self.last_fault.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }
@@ -233,17 +219,12 @@ mod tests {
         let guard = Guard::new("volume/x", None, true);
         let cx = Ctx::background();
         for _ in 0..10 {
-            let _ = guard
-                .call("get", &cx, async { Err::<(), _>(Error::not_found("no x")) })
-                .await;
+            let _ = guard.call("get", &cx, async { Err::<(), _>(Error::not_found("no x")) }).await;
         }
         assert!(!guard.stats().breaker_open);
         for _ in 0..OPEN_AFTER {
-            let _ = guard
-                .call("get", &cx, async {
-                    Err::<(), _>(Error::unavailable("down"))
-                })
-                .await;
+            let _ =
+                guard.call("get", &cx, async { Err::<(), _>(Error::unavailable("down")) }).await;
         }
         let error = guard.call("get", &cx, async { Ok(()) }).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
@@ -253,16 +234,10 @@ mod tests {
     async fn a_panic_is_an_error_and_a_hang_meets_its_deadline() {
         let guard = Guard::new("x", Some(Duration::from_millis(20)), false);
         let cx = Ctx::background();
-        let error = guard
-            .call("a", &cx, async { panic!("ouch") })
-            .await
-            .map(|(): ()| ())
-            .unwrap_err();
+        let error =
+            guard.call("a", &cx, async { panic!("ouch") }).await.map(|(): ()| ()).unwrap_err();
         assert!(error.to_string().contains("ouch"));
         let hang = std::future::pending::<Result<()>>();
-        assert_eq!(
-            guard.call("b", &cx, hang).await.unwrap_err().kind(),
-            ErrorKind::Deadline
-        );
+        assert_eq!(guard.call("b", &cx, hang).await.unwrap_err().kind(), ErrorKind::Deadline);
     }
 }

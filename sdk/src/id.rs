@@ -39,9 +39,7 @@ impl FromStr for Digest {
             .strip_prefix("sha256:")
             .ok_or_else(|| Error::invalid(format!("invalid digest {text:.80?}: not sha256")))?;
         if !is_hex64(hex) {
-            return Err(Error::invalid(format!(
-                "invalid digest {text:.80?}: not 64 hex digits"
-            )));
+            return Err(Error::invalid(format!("invalid digest {text:.80?}: not 64 hex digits")));
         }
         Ok(Self(text.to_owned()))
     }
@@ -158,9 +156,7 @@ pub fn is_valid_name(name: &str) -> bool {
     let bytes = name.as_bytes();
     bytes.len() >= 2
         && bytes[0].is_ascii_alphanumeric()
-        && bytes[1..]
-            .iter()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+        && bytes[1..].iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
 #[cfg(test)]
@@ -171,26 +167,16 @@ mod tests {
     fn digests_are_parsed_strictly() {
         let good = format!("sha256:{}", "a".repeat(64));
         assert_eq!(good.parse::<Digest>().unwrap().hex(), "a".repeat(64));
-        for bad in [
-            "",
-            "sha256:",
-            "sha512:aa",
-            &good[..70],
-            &good.to_uppercase(),
-        ] {
+        for bad in ["", "sha256:", "sha512:aa", &good[..70], &good.to_uppercase()] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn names_follow_the_reference_pattern() {
-        for (name, ok) in [
-            ("ab", true),
-            ("a", false),
-            ("-ab", false),
-            ("a/b", false),
-            ("a.b-c_d", true),
-        ] {
+        for (name, ok) in
+            [("ab", true), ("a", false), ("-ab", false), ("a/b", false), ("a.b-c_d", true)]
+        {
             assert_eq!(is_valid_name(name), ok, "{name}");
         }
     }

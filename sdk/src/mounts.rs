@@ -39,10 +39,7 @@ pub struct PathRef {
 impl PathRef {
     /// `rel` beneath the root named `root`.
     pub fn new(root: impl Into<String>, rel: impl Into<String>) -> Self {
-        Self {
-            root: root.into(),
-            rel: rel.into(),
-        }
+        Self { root: root.into(), rel: rel.into() }
     }
 }
 

@@ -103,18 +103,12 @@ pub struct ConfigKey {
 impl ConfigKey {
     /// A key that is read once, at start.
     pub const fn fixed(name: &'static str) -> Self {
-        Self {
-            name,
-            reloadable: false,
-        }
+        Self { name, reloadable: false }
     }
 
     /// A key whose new value takes effect on reload.
     pub const fn reloadable(name: &'static str) -> Self {
-        Self {
-            name,
-            reloadable: true,
-        }
+        Self { name, reloadable: true }
     }
 }
 

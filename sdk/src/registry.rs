@@ -31,14 +31,8 @@ pub trait Kind: 'static {
 
 /// Whether a slot can be used.
 enum Slot {
-    Ready {
-        object: Box<dyn Any + Send + Sync>,
-        guard: Arc<Guard>,
-        grants: Arc<Grants>,
-    },
-    Down {
-        why: String,
-    },
+    Ready { object: Box<dyn Any + Send + Sync>, guard: Arc<Guard>, grants: Arc<Grants> },
+    Down { why: String },
 }
 
 type Slots = BTreeMap<(&'static str, String), Slot>;
@@ -81,28 +75,18 @@ impl Registry {
         let mut slots = self.write();
         let key = (K::NAME, instance.to_owned());
         if matches!(slots.get(&key), Some(Slot::Ready { .. })) {
-            return Err(Error::exists(format!(
-                "{} {instance} is provided twice",
-                K::NAME
-            )));
+            return Err(Error::exists(format!("{} {instance} is provided twice", K::NAME)));
         }
         let guard = Guard::new(format!("{} {instance}", K::NAME), K::BUDGET, remote);
         let object: Arc<K::Dyn> = K::guard(object, guard.clone());
-        slots.insert(
-            key,
-            Slot::Ready {
-                object: Box::new(object),
-                guard,
-                grants: Arc::new(grants),
-            },
-        );
+        slots
+            .insert(key, Slot::Ready { object: Box::new(object), guard, grants: Arc::new(grants) });
         Ok(())
     }
 
     /// Marks an instance as known but unusable, so that errors can say why.
     pub fn mark_down(&self, kind: &'static str, instance: &str, why: impl Into<String>) {
-        self.write()
-            .insert((kind, instance.to_owned()), Slot::Down { why: why.into() });
+        self.write().insert((kind, instance.to_owned()), Slot::Down { why: why.into() });
     }
 
     /// The backend `instance` of kind `K`.
@@ -113,10 +97,9 @@ impl Registry {
     pub fn get<K: Kind>(&self, instance: &str) -> Result<Arc<K::Dyn>> {
         match self.read().get(&(K::NAME, instance.to_owned())) {
             Some(Slot::Ready { object, .. }) => downcast::<K>(object.as_ref()),
-            Some(Slot::Down { why, .. }) => Err(Error::unavailable(format!(
-                "{} {instance} is not available: {why}",
-                K::NAME
-            ))),
+            Some(Slot::Down { why, .. }) => {
+                Err(Error::unavailable(format!("{} {instance} is not available: {why}", K::NAME)))
+            }
             None => Err(Error::not_found(format!("no {} named {instance}", K::NAME))),
         }
     }
@@ -186,12 +169,7 @@ fn downcast<K: Kind>(object: &(dyn Any + Send + Sync)) -> Result<Arc<K::Dyn>> {
     object
         .downcast_ref::<Arc<K::Dyn>>()
         .cloned()
-        .ok_or_else(|| {
-            Error::new(
-                crate::ErrorKind::Internal,
-                format!("{} has two types", K::NAME),
-            )
-        })
+        .ok_or_else(|| Error::new(crate::ErrorKind::Internal, format!("{} has two types", K::NAME)))
 }
 
 /// Defines an extension point: the trait, its [`Kind`] marker and the guard around providers.
@@ -315,15 +293,10 @@ mod tests {
     #[tokio::test]
     async fn a_backend_is_found_by_kind_and_instance() {
         let registry = Registry::default();
-        registry
-            .provide::<Greeting>("en", Arc::new(English), Grants::default(), false)
-            .unwrap();
+        registry.provide::<Greeting>("en", Arc::new(English), Grants::default(), false).unwrap();
         registry.mark_down("greeter", "fr", "no dictionary");
         let greeter = registry.get::<Greeting>("en").unwrap();
-        assert_eq!(
-            greeter.greet(&Ctx::background(), "you").await.unwrap(),
-            "hello you"
-        );
+        assert_eq!(greeter.greet(&Ctx::background(), "you").await.unwrap(), "hello you");
         assert_eq!(greeter.language(), "en");
         assert_eq!(registry.stats()[0].calls, 1);
         let down = registry.get::<Greeting>("fr").map(|_| ()).unwrap_err();

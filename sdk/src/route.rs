@@ -75,14 +75,7 @@ pub struct RouteDecl {
 impl RouteDecl {
     /// A route of every API version that answers JSON.
     pub const fn new(id: &'static str, method: Method, template: &'static str) -> Self {
-        Self {
-            id,
-            method,
-            template,
-            since: ApiVersion::MIN,
-            until: None,
-            shape: Shape::Json,
-        }
+        Self { id, method, template, since: ApiVersion::MIN, until: None, shape: Shape::Json }
     }
 
     /// The same route with another shape.
@@ -216,6 +209,18 @@ impl Request {
         self.headers.contains_key(http::header::UPGRADE)
     }
 
+    /// The `filters` parameter, which may use the names `known` only.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` with the reference engine's texts.
+    pub fn filters(&self, known: &[&str]) -> Result<gantry_api::Filters> {
+        let invalid = |e: gantry_api::FilterError| Error::invalid(e.to_string());
+        let filters = gantry_api::Filters::parse(self.query.str("filters")).map_err(invalid)?;
+        filters.validate(known).map_err(invalid)?;
+        Ok(filters)
+    }
+
     /// The whole body, at most `limit` bytes.
     ///
     /// # Errors
@@ -262,13 +267,9 @@ impl Request {
                 )));
             }
         } else {
-            return Err(Error::invalid(
-                "malformed Content-Type header (): mime: no media type",
-            ));
+            return Err(Error::invalid("malformed Content-Type header (): mime: no media type"));
         }
-        serde_json::from_slice(&body)
-            .map(Some)
-            .map_err(|e| Error::invalid(format!("invalid JSON: {e}")))
+        gantry_api::json::from_slice(&body).map(Some).map_err(|e| Error::invalid(e.to_string()))
     }
 }
 
@@ -279,19 +280,12 @@ pub struct Query(Vec<(String, String)>);
 impl Query {
     /// Decodes `application/x-www-form-urlencoded` text.
     pub fn parse(text: &str) -> Self {
-        Self(
-            form_urlencoded::parse(text.as_bytes())
-                .into_owned()
-                .collect(),
-        )
+        Self(form_urlencoded::parse(text.as_bytes()).into_owned().collect())
     }
 
     /// The first value of `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, v)| v.as_str())
+        self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
     /// The first value of `name`, or the empty string.
@@ -301,10 +295,7 @@ impl Query {
 
     /// All values of `name`.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0
-            .iter()
-            .filter(move |(n, _)| n == name)
-            .map(|(_, v)| v.as_str())
+        self.0.iter().filter(move |(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
     /// Docker's boolean: absent, empty, `0`, `no`, `false` and `none` are false, all else is true.
@@ -378,9 +369,7 @@ pub struct Response {
 
 impl std::fmt::Debug for Response {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Response")
-            .field("status", &self.status)
-            .finish_non_exhaustive()
+        f.debug_struct("Response").field("status", &self.status).finish_non_exhaustive()
     }
 }
 
@@ -406,10 +395,7 @@ impl BodySender {
                 line.extend_from_slice(b"\r\n");
                 self.send(line).await
             }
-            Err(error) => {
-                self.abort(Error::internal("cannot encode a message", error))
-                    .await
-            }
+            Err(error) => self.abort(Error::internal("cannot encode a message", error)).await,
         }
     }
 
@@ -427,11 +413,7 @@ impl BodySender {
 impl Response {
     /// `status` without a body.
     pub fn empty(status: StatusCode) -> Self {
-        Self {
-            status,
-            headers: HeaderMap::new(),
-            payload: Payload::Body(empty_body()),
-        }
+        Self { status, headers: HeaderMap::new(), payload: Payload::Body(empty_body()) }
     }
 
     /// `204 No Content`.
@@ -458,6 +440,22 @@ impl Response {
     /// As [`json`](Self::json).
     pub fn ok(value: &impl Serialize) -> Result<Self> {
         Self::json(StatusCode::OK, value)
+    }
+
+    /// `200 OK` with `value` in the shape that `version` of the API gives to a `kind`.
+    ///
+    /// # Errors
+    ///
+    /// `Internal` if the value cannot be encoded.
+    pub fn shaped(
+        kind: gantry_api::ObjectKind,
+        version: ApiVersion,
+        value: &impl Serialize,
+    ) -> Result<Self> {
+        let mut text = gantry_api::version::to_json(kind, version, value)
+            .map_err(|e| Error::internal("cannot encode the response", e))?;
+        text.push(b'\n');
+        Ok(Self::full(StatusCode::OK, "application/json", text))
     }
 
     /// Bytes of a known length.
@@ -506,10 +504,7 @@ impl Response {
 }
 
 fn content_type_header(content_type: &'static str) -> HeaderMap {
-    HeaderMap::from_iter([(
-        http::header::CONTENT_TYPE,
-        HeaderValue::from_static(content_type),
-    )])
+    HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type))])
 }
 
 /// A body without bytes.
@@ -527,18 +522,14 @@ impl http_body::Body for ChannelBody {
         mut self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>>>> {
-        self.0
-            .poll_recv(cx)
-            .map(|item| item.map(|r| r.map(http_body::Frame::data)))
+        self.0.poll_recv(cx).map(|item| item.map(|r| r.map(http_body::Frame::data)))
     }
 }
 
 /// The status of an error kind belongs to the kernel; this is the body that goes with it.
 pub fn error_body(error: &Error) -> gantry_api::ErrorResponse {
     debug_assert!(error.kind() != ErrorKind::NotModified, "304 has no body");
-    gantry_api::ErrorResponse {
-        message: error.chain(),
-    }
+    gantry_api::ErrorResponse { message: error.chain() }
 }
 
 #[cfg(test)]
@@ -547,13 +538,9 @@ mod tests {
 
     #[test]
     fn booleans_follow_the_reference() {
-        for (text, expected) in [
-            ("a=1", true),
-            ("a=", false),
-            ("a=no", false),
-            ("a=maybe", true),
-            ("", false),
-        ] {
+        for (text, expected) in
+            [("a=1", true), ("a=", false), ("a=no", false), ("a=maybe", true), ("", false)]
+        {
             assert_eq!(Query::parse(text).bool("a"), expected, "{text}");
         }
     }

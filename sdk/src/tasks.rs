@@ -56,12 +56,7 @@ impl Tasks {
 
     /// The names of the tasks that run now, for a dump.
     pub fn running(&self) -> Vec<&'static str> {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .copied()
-            .collect()
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect()
     }
 
     /// Asks all tasks to end and waits up to `grace`; returns the names of those still running.
@@ -98,10 +93,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
         if !self.finished && std::thread::panicking() {
             tracing::error!(owner = %self.owner, task = self.name, "A background task panicked.");
         }

@@ -16,7 +16,7 @@ pub struct Image {
     /// Operating system and architecture, `linux/amd64`.
     pub platform: String,
     /// The `config` object of the image configuration, as the Docker API shows it.
-    pub config: gantry_api::container::Config,
+    pub config: gantry_api::container::ContainerConfig,
     /// Its layers.
     pub chain: Chain,
 }

@@ -133,22 +133,13 @@ mod tests {
 
     #[test]
     fn chain_ids_follow_the_specification() {
-        let digest = |c: char| {
-            format!("sha256:{}", c.to_string().repeat(64))
-                .parse::<Digest>()
-                .unwrap()
-        };
-        let layer = |c| ChainLayer {
-            diff_id: digest(c),
-            blob: digest(c),
-        };
+        let digest =
+            |c: char| format!("sha256:{}", c.to_string().repeat(64)).parse::<Digest>().unwrap();
+        let layer = |c| ChainLayer { diff_id: digest(c), blob: digest(c) };
         let chain = Chain(vec![layer('a'), layer('b')]);
         let ids = chain.ids();
         assert_eq!(ids[0], digest('a'));
         let text = format!("{} {}", digest('a'), digest('b'));
-        assert_eq!(
-            ids[1],
-            Digest::from_sha256(&Sha256::digest(text.as_bytes()).into())
-        );
+        assert_eq!(ids[1], Digest::from_sha256(&Sha256::digest(text.as_bytes()).into()));
     }
 }

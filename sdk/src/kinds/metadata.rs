@@ -47,19 +47,12 @@ impl Change {
     ) -> Result<Self> {
         let value = serde_json::to_vec(value)
             .map_err(|e| crate::Error::internal("cannot encode a record", e))?;
-        Ok(Self::Put {
-            table,
-            key: key.into(),
-            value,
-        })
+        Ok(Self::Put { table, key: key.into(), value })
     }
 
     /// Removes a record.
     pub fn delete(table: &'static str, key: impl Into<String>) -> Self {
-        Self::Delete {
-            table,
-            key: key.into(),
-        }
+        Self::Delete { table, key: key.into() }
     }
 }
 
