@@ -117,8 +117,7 @@ fn container_inspect_1_44(container: &mut Value) {
 
     let Some(networks) = container.pointer_mut("/NetworkSettings/Networks") else { return };
     let Some(networks) = networks.as_object_mut() else { return };
-    for (network, endpoint) in networks.iter_mut().filter(|(name, _)| is_user_defined(name)) {
-        let _ = network;
+    for (_, endpoint) in networks.iter_mut().filter(|(name, _)| is_user_defined(name)) {
         let Some(endpoint) = endpoint.as_object_mut() else { continue };
         let aliases = endpoint.entry("Aliases").or_insert(Value::Null);
         if aliases.is_null() {
@@ -140,41 +139,41 @@ pub(crate) fn is_user_defined(mode: &str) -> bool {
 
 /// Four fields even if empty, and eight of the configuration.
 fn image_inspect_1_51(image: &mut Value) {
-    let Some(image) = image.as_object_mut() else { return };
-    for field in ["Parent", "Comment", "DockerVersion", "Author"] {
-        default_to(image, field, json!(""));
+    if let Some(image) = image.as_object_mut() {
+        for field in ["Parent", "Comment", "DockerVersion", "Author"] {
+            default_to(image, field, json!(""));
+        }
     }
-    let config = config_of(image);
-    for field in ["Cmd", "Entrypoint", "Env", "Labels", "OnBuild", "Volumes"] {
-        default_to(config, field, Value::Null);
-    }
-    for field in ["User", "WorkingDir"] {
-        default_to(config, field, json!(""));
-    }
+    with_config(image, |config| {
+        for field in ["Cmd", "Entrypoint", "Env", "Labels", "OnBuild", "Volumes"] {
+            default_to(config, field, Value::Null);
+        }
+        for field in ["User", "WorkingDir"] {
+            default_to(config, field, json!(""));
+        }
+    });
 }
 
 /// The configuration had the fields of a container's, always empty.
 fn image_inspect_1_49(image: &mut Value) {
-    let Some(image) = image.as_object_mut() else { return };
-    let config = config_of(image);
-    for field in ["Domainname", "Hostname", "Image"] {
-        default_to(config, field, json!(""));
-    }
-    for field in ["AttachStderr", "AttachStdin", "AttachStdout", "OpenStdin", "StdinOnce", "Tty"] {
-        default_to(config, field, json!(false));
-    }
+    with_config(image, |config| {
+        for field in ["Domainname", "Hostname", "Image"] {
+            default_to(config, field, json!(""));
+        }
+        let flags =
+            ["AttachStderr", "AttachStdin", "AttachStdout", "OpenStdin", "StdinOnce", "Tty"];
+        for field in flags {
+            default_to(config, field, json!(false));
+        }
+    });
 }
 
-fn config_of(image: &mut Map<String, Value>) -> &mut Map<String, Value> {
-    let config = image.entry("Config").or_insert(Value::Null);
-    if !config.is_object() {
-        *config = Value::Object(Map::new());
+/// Changes the configuration of an image, made if it is missing.
+fn with_config(image: &mut Value, change: impl FnOnce(&mut Map<String, Value>)) {
+    if let Some(image) = image.as_object_mut() {
+        default_to(image, "Config", json!({}));
     }
-    match config {
-        Value::Object(config) => config,
-        // Made an object above.
-        _ => unreachable!("the configuration of an image is an object"),
-    }
+    with(image, "Config", change);
 }
 
 /// The container it was committed from: unknown, so empty.
