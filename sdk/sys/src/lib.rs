@@ -3,6 +3,7 @@
 pub mod netlink;
 pub mod nft;
 pub mod process;
+pub mod cgroup;
 pub mod error;
 pub mod file;
 pub mod memfd;
