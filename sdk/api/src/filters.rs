@@ -176,7 +176,7 @@ impl Filters {
     /// The values of `name` compiled, for matching a long list; see [`Self::matches_pattern`].
     pub fn patterns(&self, name: &str) -> Patterns {
         Patterns {
-            any: !self.fields.get(name).is_some_and(|v| !v.is_empty()),
+            any: self.fields.get(name).is_none_or(BTreeSet::is_empty),
             items: self.get(name).map(|value| (value.to_owned(), pattern(value))).collect(),
         }
     }
@@ -240,21 +240,14 @@ fn values_of(value: Value) -> Result<BTreeSet<String>, FilterError> {
                 _ => Err(FilterError::Malformed),
             })
             .collect(),
-        Value::Object(values) => {
-            let mut wanted = BTreeSet::new();
-            for (text, on) in values {
-                match on {
-                    // The reference counts a value that is `false` among the values and then
-                    // matches nothing by it; no client sends one.
-                    Value::Bool(true) => {
-                        wanted.insert(text);
-                    }
-                    Value::Bool(false) | Value::Null => {}
-                    _ => return Err(FilterError::Malformed),
-                }
-            }
-            Ok(wanted)
-        }
+        // A value that is `false` counts too: were it dropped, a prune would remove more.
+        Value::Object(values) => values
+            .into_iter()
+            .map(|(text, on)| match on {
+                Value::Bool(_) | Value::Null => Ok(text),
+                _ => Err(FilterError::Malformed),
+            })
+            .collect(),
         _ => Err(FilterError::Malformed),
     }
 }
@@ -340,6 +333,7 @@ mod tests {
         assert_eq!(new.get("label").collect::<Vec<_>>(), ["a", "b=c"]);
         assert!(new.contains("name") && !new.contains("x"));
         assert_eq!(new, filters(r#"{"label":{"b=c":true,"a":true},"name":{}}"#));
+        assert!(filters(r#"{"until":{"a":false}}"#).get("until").eq(["a"]));
         assert!(filters("").is_empty() && filters("{}").is_empty() && filters("null").is_empty());
     }
 

@@ -120,3 +120,37 @@ pub struct ContainerUpdateResponse {
     /// `null` when there is nothing.
     pub warnings: Option<Vec<String>>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(body: &str) -> Result<ContainerCreateRequest, String> {
+        json::from_slice(body.as_bytes()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn both_halves_are_read_and_errors_name_the_field() {
+        let request = decode(r#"{"image":"a","hostconfig":{"Memory":1},"Unknown":[]}"#).unwrap();
+        assert_eq!(request.config.unwrap().image, "a");
+        assert_eq!(request.host_config.unwrap().memory, 1);
+        assert_eq!(decode("{}").unwrap(), ContainerCreateRequest::default());
+
+        let cases = [
+            (r#"{"HostConfig":{"Memory":"1g"}}"#, "field HostConfig.Memory: "),
+            (
+                r#"{"HostConfig":{"Mounts":[{"Type":"bind"},{"ReadOnly":1}]}}"#,
+                "Mounts.1.ReadOnly: ",
+            ),
+            (r#"{"HostConfig":[]}"#, "field HostConfig: "),
+            (r#"{"Env":{"A":"b"}}"#, "field Env: "),
+            (r#"{"Cmd":[1]}"#, "field Cmd.0: "),
+            (r#"{"NetworkingConfig":{"EndpointsConfig":{"n":3}}}"#, "EndpointsConfig.n: "),
+        ];
+        for (body, text) in cases {
+            let error = decode(body).unwrap_err();
+            assert!(error.starts_with("invalid JSON: ") && error.contains(text), "{error}");
+            assert_eq!(error.matches("invalid JSON").count(), 1, "{error}");
+        }
+    }
+}

@@ -131,6 +131,9 @@ pub fn needs_shape(kind: ObjectKind, version: ApiVersion) -> bool {
 
 /// Serialises an object in the form of `version`.
 ///
+/// Goes through a tree of values if a step applies; for long lists of containers
+/// [`shape_containers`] and a plain serialisation are cheaper.
+///
 /// # Errors
 ///
 /// What the serialiser reports; none for the types of this crate.

@@ -120,10 +120,10 @@ fn write_out_defaults(version: ApiVersion, new: &mut NewContainer, facts: HostFa
     if version < ApiVersion::v1(43) {
         host.annotations = None;
     }
-    if version < ApiVersion::v1(44) {
-        if let Some(health) = &mut new.config.healthcheck {
-            health.start_interval = 0;
-        }
+    if version < ApiVersion::v1(44)
+        && let Some(health) = &mut new.config.healthcheck
+    {
+        health.start_interval = 0;
     }
     if host.pids_limit.is_some_and(|limit| limit <= 0) {
         host.pids_limit = None;
@@ -373,10 +373,10 @@ pub fn network_create(version: ApiVersion, request: &mut NetworkCreateRequest) {
 
 /// `POST /networks/{id}/connect`.
 pub fn network_connect(version: ApiVersion, request: &mut NetworkConnectRequest) {
-    if version < ApiVersion::v1(54) {
-        if let Some(endpoint) = &mut request.endpoint_config {
-            endpoint.mac_address.clear();
-        }
+    if version < ApiVersion::v1(54)
+        && let Some(endpoint) = &mut request.endpoint_config
+    {
+        endpoint.mac_address.clear();
     }
 }
 
