@@ -222,8 +222,18 @@ impl TestDaemon {
     /// If it does not run.
     pub fn kill9(&mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
+        self.reap()
+    }
+
+    /// Waits for the end of a daemon that somebody has killed.
+    ///
+    /// # Errors
+    ///
+    /// If it is still there after 30 s.
+    pub fn reap(&mut self) -> Result<()> {
         if let Some(mut process) = self.process.take() {
-            process.wait()?;
+            let ended = command::wait(&mut process, PATIENCE)?.is_some();
+            ensure!(ended, "the daemon is not dead");
         }
         Ok(())
     }
