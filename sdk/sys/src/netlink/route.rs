@@ -50,6 +50,9 @@ impl Route {
     ///
     /// The send itself failed; then it is unknown what was done.
     pub fn try_each(&mut self, requests: &[Request<'_>]) -> Result<Vec<Option<Error>>, Error> {
+        if requests.is_empty() {
+            return Ok(Vec::new()); // the kernel refuses an empty send
+        }
         let mut writer = Writer::default();
         let mut sequences = Vec::with_capacity(requests.len());
         for request in requests {

@@ -1,0 +1,199 @@
+//! The driver as others see it: ports held, links made, bytes passed on.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use gantry_sdk::kinds::network::{
+    EndpointSpec, Joined, NetNsFd, NetworkDriver, NetworkSpec, PortMapping,
+};
+use gantry_sdk::tasks::Tasks;
+use gantry_sdk::{Ctx, Error, Result};
+use gantry_sys::netlink::IfName;
+
+use crate::core::{Core, host_link};
+use crate::ports::{Ports, Reservation};
+use crate::proxy::Publication;
+use crate::settings::Config;
+
+/// When a link must be gone with its namespace; if it is not, somebody still uses that.
+const LINK_GRACE: Duration = Duration::from_secs(2);
+
+/// The bridge driver.
+pub(crate) struct Bridge {
+    core: Arc<Core>,
+    ports: Ports,
+    /// Whether we listen on published ports.
+    proxy: bool,
+    tasks: Tasks,
+    published: Mutex<HashMap<String, Vec<Publication>>>,
+}
+
+impl Bridge {
+    /// A driver for the calling thread's network namespace.
+    pub(crate) fn open(config: Config, tasks: Tasks) -> Result<Self> {
+        let proxy = config.userland_proxy;
+        let core = Arc::new(Core::open(config)?);
+        Ok(Self { core, ports: Ports::default(), proxy, tasks, published: Mutex::default() })
+    }
+
+    fn published(&self) -> MutexGuard<'_, HashMap<String, Vec<Publication>>> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Core) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let core = self.core.clone();
+        tokio::task::spawn_blocking(move || work(&core)).await?
+    }
+
+    /// Starts to pass on what is `reserved`.
+    fn start(&self, endpoint: &EndpointSpec, reserved: Vec<Reservation>) -> Result<()> {
+        let mut started = Vec::with_capacity(reserved.len());
+        for reservation in reserved {
+            let target = self.proxy.then(|| proxy_target(endpoint, &reservation.mapping)).flatten();
+            started.push(
+                Publication::start(reservation, target, &self.tasks)
+                    .map_err(|e| Error::internal("cannot serve a published port", e))?,
+            );
+        }
+        self.published().insert(endpoint.id.clone(), started);
+        Ok(())
+    }
+
+    async fn stop(&self, endpoint: &str) {
+        let publications = self.published().remove(endpoint).unwrap_or_default();
+        for publication in publications {
+            publication.close().await;
+        }
+    }
+
+    /// Deletes links that outlive their endpoints, in the background.
+    fn sweep(&self, links: Vec<IfName>, after: Duration) {
+        if links.is_empty() {
+            return;
+        }
+        let (core, stop) = (self.core.clone(), self.tasks.stopping().clone());
+        self.tasks.spawn("links left over", async move {
+            if stop.run_until_cancelled(tokio::time::sleep(after)).await.is_none() {
+                return;
+            }
+            let swept = tokio::task::spawn_blocking(move || {
+                for link in links {
+                    if let Err(error) = core.delete_link(&link) {
+                        tracing::warn!(%link, error = error.chain(), "A link is left over.");
+                    }
+                }
+            });
+            let _ = swept.await;
+        });
+    }
+}
+
+/// Where the proxy leads: the container's address of the family asked for, else of the other.
+fn proxy_target(endpoint: &EndpointSpec, port: &PortMapping) -> Option<IpAddr> {
+    let addresses = || endpoint.addresses.iter().map(ipnet::IpNet::addr);
+    let same = addresses().find(|a| a.is_ipv6() == port.host_ip.is_ipv6());
+    same.or_else(|| addresses().next())
+}
+
+#[async_trait]
+impl NetworkDriver for Bridge {
+    async fn create(&self, _: &Ctx, network: &NetworkSpec) -> Result<()> {
+        let network = network.clone();
+        self.blocking(move |core| core.create(&network)).await
+    }
+
+    async fn delete(&self, _: &Ctx, network: &NetworkSpec) -> Result<()> {
+        let network = network.clone();
+        self.blocking(move |core| core.delete(&network)).await
+    }
+
+    async fn join(
+        &self,
+        _: &Ctx,
+        network: &NetworkSpec,
+        endpoint: &EndpointSpec,
+        netns: NetNsFd,
+    ) -> Result<Joined> {
+        let host_interface = Some(host_link(endpoint)?.to_string());
+        let reserved = self.ports.reserve(&endpoint.ports, self.proxy)?;
+        let ports: Vec<_> = reserved.iter().map(|r| r.mapping.clone()).collect();
+        let (for_core, wanted, network) = (ports.clone(), endpoint.clone(), network.clone());
+        let mac = self
+            .blocking(move |core| core.join(&network, &wanted, &for_core, netns.as_fd()))
+            .await?;
+        if let Err(error) = self.start(endpoint, reserved) {
+            let joined = Joined { mac: None, ports, host_interface };
+            let _ = self.withdraw(endpoint, &joined, Duration::ZERO).await;
+            return Err(error);
+        }
+        Ok(Joined { mac: Some(mac.0), ports, host_interface })
+    }
+
+    async fn leave(
+        &self,
+        _: &Ctx,
+        _: &NetworkSpec,
+        endpoint: &EndpointSpec,
+        joined: &Joined,
+    ) -> Result<()> {
+        self.withdraw(endpoint, joined, LINK_GRACE).await
+    }
+
+    async fn recover(
+        &self,
+        _: &Ctx,
+        network: &NetworkSpec,
+        live: &[(EndpointSpec, Joined)],
+    ) -> Result<()> {
+        let (spec, endpoints) = (network.clone(), live.to_vec());
+        let left_over = self
+            .blocking(move |core| {
+                let live: Vec<_> = endpoints.iter().map(|(e, j)| (e, j.ports.as_slice())).collect();
+                core.recover(&spec, &live)
+            })
+            .await?;
+        self.sweep(left_over, Duration::ZERO);
+        for (endpoint, joined) in live {
+            if self.published().contains_key(&endpoint.id) {
+                continue;
+            }
+            let mut reserved = Vec::new();
+            for port in &joined.ports {
+                match self.ports.reserve(std::slice::from_ref(port), self.proxy) {
+                    Ok(port) => reserved.extend(port),
+                    // Taken while no daemon ran. The redirection works on; only loopback does not.
+                    Err(error) => tracing::warn!(
+                        container = endpoint.container,
+                        error = Error::from(error).chain(),
+                        "A published port could not be taken over."
+                    ),
+                }
+            }
+            self.start(endpoint, reserved)?;
+        }
+        Ok(())
+    }
+}
+
+impl Bridge {
+    async fn withdraw(
+        &self,
+        endpoint: &EndpointSpec,
+        joined: &Joined,
+        grace: Duration,
+    ) -> Result<()> {
+        let (for_core, ports) = (endpoint.clone(), joined.ports.clone());
+        // First the redirections: a port that others can bind must lead nowhere.
+        let result = self.blocking(move |core| core.leave(&for_core, &ports)).await;
+        self.stop(&endpoint.id).await;
+        self.sweep(vec![host_link(endpoint)?], grace);
+        result
+    }
+}
