@@ -3,7 +3,8 @@
 use std::io;
 use std::path::Path;
 
-use rustix::io::Errno;
+/// Error numbers of the kernel.
+pub use rustix::io::Errno;
 
 /// A system call, or a short sequence of them, that failed.
 ///

@@ -9,18 +9,24 @@
 //! | `tree` | mounts as descriptors: clone, attributes, attach, detach |
 //! | `overlay` | overlayfs from descriptors, with the way around for kernels before 6.8 |
 //! | `info` | `/proc/self/mountinfo` |
+//! | `loopdev` | files as block devices |
+//! | `subvolume` | Btrfs subvolumes |
 //!
 //! Source: fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2), mount_setattr(2).
 
 mod context;
 mod info;
+mod loopdev;
 mod overlay;
+mod subvolume;
 mod tree;
 
 pub use context::FsContext;
 pub use info::{MountInfo, mount_of, parse_mountinfo, read_mountinfo, read_mountinfo_of};
+pub use loopdev::LoopDevice;
 pub use overlay::{Overlay, supports_lowerdir_plus};
 pub use rustix::mount::MountAttrFlags;
+pub use subvolume::{create_subvolume, snapshot_subvolume};
 pub use tree::{
     MountAttr, Propagation, attach, attach_onto, clone_tree, clone_tree_at, detach,
     enter_private_namespace, set_attr, unmount,

@@ -28,6 +28,8 @@ pub use beneath::{
 };
 pub use remove::{remove_tree, remove_tree_beneath};
 pub use replace::{Durability, replace, replace_at};
+/// Flags of [`open_beneath`], and the mode of files it creates.
+pub use rustix::fs::{Mode, OFlags};
 pub use usage::{Usage, usage};
 
 use crate::error::{Error, Result};
