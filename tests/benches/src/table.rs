@@ -1,0 +1,104 @@
+//! What is printed.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+/// Times in the order they were taken.
+#[derive(Debug, Default)]
+pub(crate) struct Samples(Vec<f64>);
+
+impl Samples {
+    pub(crate) fn push(&mut self, took: Duration) {
+        self.0.push(took.as_secs_f64() * 1000.0);
+    }
+
+    /// The smallest value that `percent` of all do not exceed; 0 when there are none.
+    fn percentile(&self, percent: usize) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let index = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+        sorted.get(index).copied().unwrap_or_default()
+    }
+}
+
+/// A line of the result.
+#[derive(Debug)]
+pub(crate) struct Row {
+    what: String,
+    unit: &'static str,
+    median: f64,
+    /// The 95th percentile, for times.
+    p95: Option<f64>,
+    floor: f64,
+    floor_is: String,
+    aim: f64,
+}
+
+impl Row {
+    pub(crate) fn times(
+        what: &str,
+        ours: Samples,
+        floor: Samples,
+        floor_is: &str,
+        aim: f64,
+    ) -> Self {
+        Self {
+            what: what.to_owned(),
+            unit: "ms",
+            median: ours.percentile(50),
+            p95: Some(ours.percentile(95)),
+            floor: floor.percentile(50),
+            floor_is: floor_is.to_owned(),
+            aim,
+        }
+    }
+
+    pub(crate) fn memory(what: &str, ours: f64, floor: f64, floor_is: &str, aim: f64) -> Self {
+        Self {
+            what: what.to_owned(),
+            unit: "MiB",
+            median: ours,
+            p95: None,
+            floor,
+            floor_is: floor_is.to_owned(),
+            aim,
+        }
+    }
+}
+
+/// The rows as a table of plain text.
+pub(crate) fn render(rows: &[Row]) -> String {
+    let mut text = format!(
+        "{:<40} {:>9} {:>9} {:>9} {:>7}  {:<7} floor is\n",
+        "", "median", "p95", "floor", "aim", ""
+    );
+    for row in rows {
+        let p95 = row.p95.map(|v| format!("{v:.2}")).unwrap_or_default();
+        let met = if row.median <= row.aim { "met" } else { "missed" };
+        let what = format!("{} ({})", row.what, row.unit);
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{what:<40} {:>9.2} {p95:>9} {:>9.2} {:>7}  {met:<7} {}",
+            row.median, row.floor, row.aim, row.floor_is
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let mut samples = Samples::default();
+        assert_eq!(samples.percentile(50), 0.0);
+        for ms in [5, 1, 4, 2, 3] {
+            samples.push(Duration::from_millis(ms));
+        }
+        for (percent, expected) in [(0, 1.0), (50, 3.0), (95, 5.0), (100, 5.0)] {
+            assert!((samples.percentile(percent) - expected).abs() < 1e-9, "{percent}");
+        }
+    }
+}
