@@ -98,6 +98,26 @@ pub fn clone_process(flags: CloneFlags, into: Option<BorrowedFd<'_>>) -> Result<
 /// From linux/sched.h; the `libc` crate's constant is a 32-bit number and overflows.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
+/// Copies the calling process with fork(2). `None` is the child, which must end in [`super::exec`] or
+/// [`exit_now`].
+///
+/// Like [`clone_process`] for programs with one thread, but with what every seccomp filter in use
+/// allows: the reference engine's refuses clone3 and unshare.
+///
+/// # Errors
+///
+/// `EDEADLK`: the caller has more than one thread. `EAGAIN`, `ENOMEM`: as fork(2) has them.
+pub fn fork_process() -> Result<Option<Pid>, Errno> {
+    // A filter that forbids the question (EPERM) leaves it to the caller to have one thread.
+    // SAFETY: the call takes one integer and touches none of our memory.
+    if unsafe { libc::unshare(libc::CLONE_SIGHAND) } != 0 && last_errno() == Errno::INVAL {
+        return Err(Errno::DEADLK);
+    }
+    // SAFETY: with one thread, the child's copy of everything is consistent.
+    let pid = check(unsafe { libc::fork() }.into())?;
+    Ok(i32::try_from(pid).ok().and_then(Pid::from_raw))
+}
+
 /// `struct clone_args` of linux/sched.h.
 #[repr(C)]
 #[derive(Default)]
@@ -113,6 +133,20 @@ struct Args {
     set_tid: u64,
     set_tid_size: u64,
     cgroup: u64,
+}
+
+/// Moves the calling thread into new namespaces. A new PID namespace is for its children only.
+///
+/// # Errors
+///
+/// `EPERM`: no privilege. `EINVAL`: a new user namespace with more than one thread.
+///
+/// Source: unshare(2).
+pub fn unshare(flags: CloneFlags) -> Result<(), Errno> {
+    let flags = i32::try_from(flags.0).map_err(|_| Errno::INVAL)?;
+    // SAFETY: namespaces are the only flags this type holds; memory and descriptors stay shared.
+    check(unsafe { libc::unshare(flags) }.into())?;
+    Ok(())
 }
 
 /// Ends the process at once, without running anything registered for the end.

@@ -144,3 +144,23 @@ pub fn load_seccomp(program: &[u8], flags: u32) -> Result<(), Errno> {
     })?;
     Ok(())
 }
+
+/// Gives the process a new, empty session keyring, so that it shares no keys with its parent. A
+/// kernel without keyrings has none to share.
+///
+/// # Errors
+///
+/// `EDQUOT`, `ENOMEM`: no more keyrings may be made.
+///
+/// Source: keyctl(2), `KEYCTL_JOIN_SESSION_KEYRING`.
+pub fn new_session_keyring(name: &str) -> Result<(), Errno> {
+    let name = std::ffi::CString::new(name).map_err(|_| Errno::INVAL)?;
+    // SAFETY: `name` is a C string that outlives the call.
+    let answer = check(unsafe {
+        libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr())
+    });
+    match answer {
+        Err(Errno::NOSYS) | Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -11,12 +11,15 @@ mod identity;
 mod signal;
 mod spawn;
 
-pub use clone::{CloneFlags, Cloned, clone_process, exit_now, mount_namespace_of, trim_heap};
+pub use clone::{
+    CloneFlags, Cloned, clone_process, exit_now, fork_process, mount_namespace_of, trim_heap,
+    unshare,
+};
 pub use exec::{CStringArray, exec, exec_fd};
 pub use fds::{close_from, dup_onto, inherited, mark_cloexec_from, raise_descriptor};
 pub use identity::{
-    Credentials, drop_bounding_except, last_capability, load_seccomp, set_ambient, set_credentials,
-    set_rlimit,
+    Credentials, drop_bounding_except, last_capability, load_seccomp, new_session_keyring,
+    set_ambient, set_credentials, set_rlimit,
 };
 pub use signal::{
     Reaped, ignore, reap_any, reset_signals, send_signal, send_signal_to, signal_descriptor,
