@@ -1,0 +1,198 @@
+//! The program around the kernel: arguments in, exit code out.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | stopped as asked, or nothing to do (`--help`, `--version`, a valid `--validate`) |
+//! | 1 | arguments, configuration, listeners, or the data root |
+//! | 3 | a required plugin is not in service |
+//! | 128 + n | ended at once by signal n, asked three times |
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use gantry_sdk::Registration;
+use gantry_sdk::mounts::MountExecutor;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, Environment, Flags};
+use crate::http::Limits;
+use crate::lifecycle::daemon::{Daemon, Setup};
+use crate::lifecycle::logging;
+use crate::lifecycle::signals::{Request, Signals};
+use crate::listen::tls;
+use crate::plan::Plan;
+
+/// Product version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Source revision, if the build was told.
+pub const REVISION: &str = match option_env!("GANTRY_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+/// As `--version` prints it.
+const VERSION_LINE: &str = env!("CARGO_PKG_VERSION");
+
+/// The stack of a worker thread. Handlers keep their data on the heap.
+const WORKER_STACK: usize = 1 << 20;
+/// Threads for blocking work at most; idle ones end after some seconds.
+const BLOCKING_THREADS: usize = 128;
+
+/// Runs the daemon made of `plugins` until it is told to end.
+pub fn run<I, T>(
+    args: I,
+    plugins: Vec<&'static Registration>,
+    mounts: Arc<dyn MountExecutor>,
+) -> ExitCode
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let started = Instant::now();
+    let flags = match Flags::parse(args, VERSION_LINE) {
+        Ok(flags) => flags,
+        Err(usage) if usage.code == 0 => return say(&usage.text, 0),
+        Err(usage) => return complain(&usage.text, usage.code),
+    };
+    let environment = Environment::of_process();
+    let (config, plan) = match prepare(&flags, &environment, plugins) {
+        Ok(prepared) => prepared,
+        Err(mistakes) => return complain(&mistakes, 1),
+    };
+    if flags.validate {
+        return say(&plan.describe(&config), 0);
+    }
+    let log = logging::init(&config.kernel);
+    for notice in &config.notices {
+        tracing::warn!(setting = notice, "A setting is without effect.");
+    }
+    // Files are made with the modes that the code asks for, whatever the service manager set.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let version = (VERSION, REVISION);
+    let limits = Limits::default();
+    let setup = Setup { flags, environment, config, plan, mounts, limits, version, started, log };
+    match runtime() {
+        Ok(runtime) => {
+            let code = runtime.block_on(serve(setup));
+            // Threads that are stuck in a call of the system do not keep the process.
+            runtime.shutdown_background();
+            ExitCode::from(code)
+        }
+        Err(error) => complain(&format!("cannot start the runtime: {error}\n"), 1),
+    }
+}
+
+/// Checks configuration and plugins; the mistakes of both in one text.
+fn prepare(
+    flags: &Flags,
+    environment: &Environment,
+    plugins: Vec<&'static Registration>,
+) -> Result<(Config, Plan), String> {
+    let descriptors: Vec<_> = plugins.iter().map(|plugin| plugin.descriptor).collect();
+    let config = Config::load(flags, environment, &descriptors);
+    let plan = Plan::resolve(plugins);
+    match (config, plan) {
+        (Ok(config), Ok(plan)) => match config.kernel.tls.as_ref().map(tls::acceptor) {
+            Some(Err(error)) => Err(format!("{error}\n")),
+            _ => Ok((config, plan)),
+        },
+        (config, plan) => {
+            let texts = [config.err().map(|e| e.to_string()), plan.err().map(|e| e.to_string())];
+            Err(texts.into_iter().flatten().map(|text| text + "\n").collect())
+        }
+    }
+}
+
+/// Few threads with small stacks: most work waits for the system.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.clamp(2, 4))
+        .thread_name("worker")
+        .thread_stack_size(WORKER_STACK)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_io()
+        .enable_time()
+        .build()
+}
+
+async fn serve(setup: Setup) -> u8 {
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(%error, "Cannot listen to signals.");
+            return 1;
+        }
+    };
+    let mut starting = std::pin::pin!(Daemon::start(setup));
+    let daemon = loop {
+        tokio::select! {
+            result = &mut starting => match result {
+                Ok(daemon) => break daemon,
+                Err(error) => {
+                    let code = error.exit_code();
+                    tracing::error!(error = chain(&error), code, "The daemon did not start.");
+                    return code;
+                }
+            },
+            request = signals.next() => if let Request::Stop(number) = request {
+                tracing::warn!(signal = number, "Stopped while starting.");
+                return 128 + u8::try_from(number).unwrap_or_default();
+            },
+        }
+    };
+    attend(&daemon, &mut signals).await;
+    let hurry = CancellationToken::new();
+    tokio::select! {
+        late = daemon.shut_down(&hurry) => u8::from(!late.is_empty()),
+        code = signals.insist(&hurry) => code,
+    }
+}
+
+/// Does what signals ask until one asks for the end.
+async fn attend(daemon: &Daemon, signals: &mut Signals) {
+    loop {
+        match signals.next().await {
+            Request::Stop(number) => {
+                tracing::info!(signal = number, "Asked to stop.");
+                return;
+            }
+            Request::Dump => daemon.dump(),
+            Request::Reload => match daemon.reload().await {
+                Ok(changes) => {
+                    tracing::info!(now = ?changes.now, "Configuration reloaded.");
+                    if !changes.after_restart.is_empty() {
+                        let keys = &changes.after_restart;
+                        tracing::warn!(?keys, "These settings take effect after a restart.");
+                    }
+                }
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::error!(error, "Configuration not reloaded; nothing has changed.");
+                }
+            },
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+fn say(text: &str, code: u8) -> ExitCode {
+    let _ = write!(std::io::stdout(), "{text}"); // nobody may be reading
+    ExitCode::from(code)
+}
+
+fn complain(text: &str, code: u8) -> ExitCode {
+    let _ = write!(std::io::stderr(), "{text}"); // nobody may be reading
+    ExitCode::from(code)
+}
