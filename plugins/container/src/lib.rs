@@ -1,1 +1,3 @@
 //! Containers and execs: routes, life cycle, attach, logs.
+
+pub mod spec;

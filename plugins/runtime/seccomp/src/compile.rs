@@ -1,7 +1,8 @@
 //! From rules to a program.
 //!
 //! Per architecture, calls that end the same way are merged into ranges of numbers, and the ranges
-//! become a binary search. What a rule set means follows runc on libseccomp: see [`Table::add`].
+//! become a binary search. What a rule set means follows runc on libseccomp: a rule without
+//! conditions takes over from rules with some, and conditions on one argument are alternatives.
 
 use std::collections::BTreeMap;
 
