@@ -10,6 +10,7 @@
 //! - [`graph`]: start order, initialisation, stopping
 //! - [`listen`], [`http`], [`router`]: from a socket to a handler
 //! - [`lifecycle`]: start, signals, reload, shutdown
+//! - [`mounts`]: the checker and executor of mount plans
 //! - [`introspection`], [`metrics`]: the kernel about itself
 //! - [`error`]: error kinds as HTTP answers
 //! - [`version`]: API versions
@@ -26,6 +27,7 @@ pub mod introspection;
 pub mod lifecycle;
 pub mod listen;
 pub mod metrics;
+pub mod mounts;
 pub mod plan;
 pub mod program;
 pub mod router;

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use gantry_sdk::Registration;
-use gantry_sdk::mounts::MountExecutor;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment, Flags};
@@ -23,6 +22,7 @@ use crate::lifecycle::daemon::{Daemon, Setup};
 use crate::lifecycle::logging;
 use crate::lifecycle::signals::{Request, Signals};
 use crate::listen::tls;
+use crate::mounts::Executor;
 use crate::plan::Plan;
 
 /// Product version.
@@ -32,26 +32,21 @@ pub const REVISION: &str = match option_env!("GANTRY_REVISION") {
     Some(revision) => revision,
     None => "unknown",
 };
-/// As `--version` prints it.
-const VERSION_LINE: &str = env!("CARGO_PKG_VERSION");
-
 /// The stack of a worker thread. Handlers keep their data on the heap.
 const WORKER_STACK: usize = 1 << 20;
 /// Threads for blocking work at most; idle ones end after some seconds.
 const BLOCKING_THREADS: usize = 128;
 
 /// Runs the daemon made of `plugins` until it is told to end.
-pub fn run<I, T>(
-    args: I,
-    plugins: Vec<&'static Registration>,
-    mounts: Arc<dyn MountExecutor>,
-) -> ExitCode
+pub fn run<I, T>(args: I, plugins: Vec<&'static Registration>) -> ExitCode
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
     let started = Instant::now();
-    let flags = match Flags::parse(args, VERSION_LINE) {
+    // Kept for the life of the process, as clap wants it.
+    let version: &str = format!("{VERSION}, build {REVISION}").leak();
+    let flags = match Flags::parse(args, version) {
         Ok(flags) => flags,
         Err(usage) if usage.code == 0 => return say(&usage.text, 0),
         Err(usage) => return complain(&usage.text, usage.code),
@@ -71,7 +66,7 @@ where
     // Files are made with the modes that the code asks for, whatever the service manager set.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let version = (VERSION, REVISION);
-    let limits = Limits::default();
+    let (mounts, limits) = (Arc::new(Executor), Limits::default());
     let setup = Setup { flags, environment, config, plan, mounts, limits, version, started, log };
     match runtime() {
         Ok(runtime) => {

@@ -202,19 +202,25 @@ mod tests {
     fn plugin(
         id: &'static str,
         phase: Phase,
-        provides: &'static [Provide],
+        provides: &[(&'static str, &'static str)],
         needs: &'static [Need],
     ) -> &'static Descriptor {
-        Box::leak(Box::new(Descriptor { provides, needs, ..Descriptor::new(id, phase) }))
+        let provides: Vec<_> =
+            provides.iter().map(|(kind, instance)| Provide::new(kind, instance)).collect();
+        Box::leak(Box::new(Descriptor {
+            provides: provides.leak(),
+            needs,
+            ..Descriptor::new(id, phase)
+        }))
     }
 
     fn engine() -> Vec<&'static Descriptor> {
-        const BLOBS: Provide = Provide::new("blobs", "fs");
-        const OVERLAY: Provide = Provide::new("storage", "overlay2");
-        const VFS: Provide = Provide::new("storage", "vfs");
-        const LAYERS: Provide = Provide::new("layers", "default");
-        const IMAGES: Provide = Provide::new("images", "default");
-        const EVENTS: Provide = Provide::new("info", "events");
+        const BLOBS: (&str, &str) = ("blobs", "fs");
+        const OVERLAY: (&str, &str) = ("storage", "overlay2");
+        const VFS: (&str, &str) = ("storage", "vfs");
+        const LAYERS: (&str, &str) = ("layers", "default");
+        const IMAGES: (&str, &str) = ("images", "default");
+        const EVENTS: (&str, &str) = ("info", "events");
         vec![
             plugin("system", Phase::Api, &[], &[Need::Optional("info")]),
             plugin("events", Phase::Api, &[EVENTS], &[]),
@@ -258,9 +264,9 @@ mod tests {
 
     #[test]
     fn every_error_is_reported_with_every_culprit() {
-        const A: Provide = Provide::new("a", "a");
-        const B: Provide = Provide::new("b", "b");
-        const C: Provide = Provide::new("c", "c");
+        const A: (&str, &str) = ("a", "a");
+        const B: (&str, &str) = ("b", "b");
+        const C: (&str, &str) = ("c", "c");
         let mut plugins = engine();
         plugins.extend([
             plugin("content", Phase::Host, &[], &[]),
@@ -270,8 +276,8 @@ mod tests {
             plugin("ring.b", Phase::Build, &[B], &[Need::Kind("c")]),
             plugin("ring.c", Phase::Build, &[C], &[Need::Kind("a")]),
             plugin("tail", Phase::Build, &[], &[Need::Kind("a")]),
-            plugin("twin.1", Phase::Cluster, &[Provide::new("t", "t")], &[]),
-            plugin("twin.2", Phase::Cluster, &[Provide::new("t", "t")], &[]),
+            plugin("twin.1", Phase::Cluster, &[("t", "t")], &[]),
+            plugin("twin.2", Phase::Cluster, &[("t", "t")], &[]),
         ]);
         let messages: Vec<_> =
             order(&plugins).unwrap_err().iter().map(ToString::to_string).collect();
@@ -291,10 +297,10 @@ mod tests {
     #[test]
     fn two_circles_are_two_errors() {
         let plugins = [
-            plugin("a", Phase::Api, &[Provide::new("a", "x")], &[Need::Kind("b")]),
-            plugin("b", Phase::Api, &[Provide::new("b", "x")], &[Need::Kind("a")]),
-            plugin("c", Phase::Api, &[Provide::new("c", "x")], &[Need::Kind("d")]),
-            plugin("d", Phase::Api, &[Provide::new("d", "x")], &[Need::Kind("c")]),
+            plugin("a", Phase::Api, &[("a", "x")], &[Need::Kind("b")]),
+            plugin("b", Phase::Api, &[("b", "x")], &[Need::Kind("a")]),
+            plugin("c", Phase::Api, &[("c", "x")], &[Need::Kind("d")]),
+            plugin("d", Phase::Api, &[("d", "x")], &[Need::Kind("c")]),
         ];
         assert_eq!(order(&plugins).unwrap_err().len(), 2);
     }
@@ -302,7 +308,7 @@ mod tests {
     #[test]
     fn phases_are_kept_and_a_plugin_may_use_its_own_kind() {
         let plugins = [
-            plugin("z", Phase::Host, &[Provide::new("k", "z")], &[Need::Kind("k")]),
+            plugin("z", Phase::Host, &[("k", "z")], &[Need::Kind("k")]),
             plugin("a", Phase::Api, &[], &[]),
         ];
         assert_eq!(ids(&order(&plugins).unwrap()), ["z", "a"]);
