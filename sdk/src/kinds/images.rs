@@ -16,7 +16,7 @@ pub struct Image {
     /// Operating system and architecture, `linux/amd64`.
     pub platform: String,
     /// The `config` object of the image configuration, as the Docker API shows it.
-    pub config: gantry_api::container::ContainerConfig,
+    pub config: gantry_api::image::ImageConfig,
     /// Its layers.
     pub chain: Chain,
 }

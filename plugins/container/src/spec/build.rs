@@ -16,8 +16,9 @@ use super::sysctl::{self, OwnNamespaces};
 use super::view::HostView;
 use super::{SecurityOptions, User, adapt, capability, command, path, resources};
 
-/// The version of the runtime specification that is followed.
-const VERSION: &str = "1.2.1";
+/// The version of the runtime specification that is named. Older runtimes (crun 1.8) refuse a newer
+/// one, whatever is in it; what is newer in here is there only if the runtime is known to take it.
+const VERSION: &str = "1.0.2";
 /// Parameters that a container's own network namespace gets if the kernel has them: anybody may
 /// ping, and use ports below 1024. Source: the reference engine.
 const NETWORK_SYSCTLS: [(&str, &str); 2] =
@@ -363,6 +364,18 @@ fn process(
         .set_oom_score_adj(Some(score))
         .set_selinux_label(None);
     Ok(process)
+}
+
+/// The process alone, for an exec.
+pub(super) fn process_of(
+    input: &Input<'_>,
+    capabilities: Vec<oci::Capability>,
+) -> Result<oci::Process> {
+    let security = SecurityOptions::parse(
+        input.host.security_opt.as_deref().unwrap_or_default(),
+        input.defaults.no_new_privileges,
+    )?;
+    process(input, &security, capabilities)
 }
 
 fn console_size(config: &ContainerConfig, host: &HostConfig) -> Result<Option<oci::Box>> {

@@ -161,11 +161,7 @@ fn check_shared_network(config: &ContainerConfig, host: &HostConfig, other: &str
 fn check_config(config: &mut ContainerConfig) -> Result<()> {
     command::settle_working_dir(config)?;
     signal::stop_signal(&config.stop_signal)?;
-    for variable in config.env.iter().flatten() {
-        if variable.is_empty() || variable.starts_with('=') {
-            return refuse(format!("invalid environment variable: {variable}"));
-        }
-    }
+    command::check_environment(config.env.as_deref().unwrap_or_default())?;
     config.healthcheck.as_ref().map_or(Ok(()), check_health)
 }
 

@@ -147,6 +147,18 @@ pub fn override_environment(base: Vec<String>, changes: &[String]) -> Vec<String
     result.into_iter().flatten().collect()
 }
 
+/// Whether every variable has a name.
+///
+/// # Errors
+///
+/// `InvalidArgument`, with the first that has none.
+pub fn check_environment(variables: &[String]) -> Result<()> {
+    match variables.iter().find(|variable| variable.is_empty() || variable.starts_with('=')) {
+        Some(bad) => Err(Error::invalid(format!("invalid environment variable: {bad}"))),
+        None => Ok(()),
+    }
+}
+
 /// Checks and cleans the working directory; empty stays empty.
 ///
 /// # Errors

@@ -13,7 +13,7 @@
 //! - [`mod@adapt`]: defaults filled in, once, at creation
 //! - [`mounts`]: binds, mounts, tmpfs and volumes as one checked list
 //! - [`user`]: names looked up in the container's own files
-//! - [`mod@build`]: the specification
+//! - [`mod@build`]: the specification; [`exec`]: further processes
 //! - [`capability`], [`security`], [`mode`], [`signal`], [`sysctl`], [`resources`]: the parts
 //!
 //! # Invariants
@@ -31,6 +31,7 @@ pub mod build;
 pub mod capability;
 pub mod check;
 pub mod command;
+pub mod exec;
 pub mod facts;
 pub mod limits;
 pub mod mode;
@@ -49,6 +50,7 @@ mod tests;
 pub use adapt::{adapt, wants_init};
 pub use build::{Built, Input, Joined, MountSource, ReadyMount, build};
 pub use check::{Checks, check_create};
+pub use exec::{check_exec, exec_process};
 pub use facts::{CgroupDriver, Controllers, Defaults, HostFacts};
 pub use mounts::{MountKind, WantedMount};
 pub use security::{SeccompProfile, SecurityOptions};

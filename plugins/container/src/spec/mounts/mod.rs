@@ -9,10 +9,12 @@ mod tmpfs;
 use std::collections::BTreeSet;
 
 pub use bind::{parse_bind, parse_volumes_from};
-use gantry_sdk::api::{ContainerConfig, HostConfig, Mount};
+use gantry_sdk::api::{ContainerConfig, HostConfig, Mount, MountPoint};
 use gantry_sdk::{Error, Result};
 pub use object::{check_mount, parse_mount};
 pub use tmpfs::{check_destination, merge_options, options_text};
+
+use serde::{Deserialize, Serialize};
 
 use super::path::clean;
 
@@ -27,7 +29,8 @@ pub(crate) const PROPAGATIONS: [&str; 6] =
 pub const MAX_MOUNTS: usize = 4096;
 
 /// What is mounted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum MountKind {
     /// A path of the host.
     Bind,
@@ -54,7 +57,8 @@ impl MountKind {
 }
 
 /// A mount that a container asks for, checked and in one form.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WantedMount {
     /// What.
     pub kind: MountKind,
@@ -80,6 +84,33 @@ pub struct WantedMount {
     pub tmpfs_options: String,
     /// The object it came from; made up for the `Binds` form.
     pub object: Mount,
+}
+
+impl WantedMount {
+    /// As inspecting a container shows it; `source` is the path of a volume or image on the host.
+    /// `None` for an entry of `HostConfig.Tmpfs`, which clients know from there.
+    #[must_use]
+    pub fn to_api(&self, source: &str) -> Option<MountPoint> {
+        let is_tmpfs = self.kind == MountKind::Tmpfs;
+        if is_tmpfs && self.object.kind.is_empty() {
+            return None;
+        }
+        let source = match self.kind {
+            MountKind::Bind => &self.source,
+            MountKind::Tmpfs => "",
+            MountKind::Volume | MountKind::Image => source,
+        };
+        Some(MountPoint {
+            kind: self.kind.as_str().into(),
+            name: self.name.clone(),
+            source: source.into(),
+            destination: self.destination.clone(),
+            driver: self.driver.clone(),
+            mode: self.mode.clone(),
+            rw: self.writable,
+            propagation: self.propagation.clone(),
+        })
+    }
 }
 
 /// All mounts of a new container.
@@ -207,6 +238,19 @@ mod tests {
                 ("/data/deep", MountKind::Bind, ""),
             ]
         );
+    }
+
+    #[test]
+    fn what_inspecting_shows() {
+        let bind = parse_bind("/a:/x:ro", "").unwrap().to_api("").unwrap();
+        assert_eq!(
+            (&*bind.kind, &*bind.source, &*bind.mode, bind.rw, &*bind.propagation),
+            ("bind", "/a", "ro", false, "rprivate")
+        );
+        let volume = parse_bind("v:/x", "").unwrap().to_api("/volumes/v").unwrap();
+        assert_eq!((&*volume.name, &*volume.source), ("v", "/volumes/v"));
+        let tmpfs = WantedMount { kind: MountKind::Tmpfs, ..WantedMount::default() };
+        assert_eq!(tmpfs.to_api(""), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Case;
-use crate::spec::{CgroupDriver, MountSource, ReadyMount, wants_init};
+use crate::spec::{CgroupDriver, MountSource, ReadyMount, User, exec_process, wants_init};
 
 const SH: &str = r#"{"Cmd":["sh"],"Env":["PATH=/bin"],"Hostname":"box"}"#;
 
@@ -299,5 +299,46 @@ fn an_init_needs_its_own_process_namespace() {
         let mut case = Case::new(SH, host);
         case.defaults.init = default;
         assert_eq!(wants_init(&case.host, &case.defaults), expected, "{host} {default}");
+    }
+}
+
+#[test]
+fn an_exec_shares_the_confinement() {
+    let mut case = Case::new(
+        r#"{"Entrypoint":["/init"],"Cmd":["a"],"WorkingDir":"/srv","Env":["A=1"],"Hostname":"box"}"#,
+        r#"{"CapDrop":["ALL"],"SecurityOpt":["no-new-privileges"],"OomScoreAdj":7}"#,
+    );
+    case.build().unwrap();
+    let user = User { uid: 5, gid: 6, groups: vec![6], home: String::new() };
+    let run = |json: &str| {
+        let request = serde_json::from_str(json).unwrap();
+        let process = exec_process(&case.input(), &request, &user, Some([5, 6]));
+        process.map(|process| serde_json::to_value(process).unwrap())
+    };
+    let plain = run(r#"{"Cmd":["ls","-l"],"Env":["A=2","B=3"]}"#).unwrap();
+    assert_eq!(plain["args"], json!(["ls", "-l"]));
+    assert_eq!(plain["cwd"], "/srv");
+    assert_eq!(plain["user"], json!({"uid":5,"gid":6,"additionalGids":[6]}));
+    assert_eq!((&plain["env"][2], &plain["env"][3]), (&json!("A=2"), &json!("B=3")));
+    assert_eq!(plain["capabilities"]["bounding"], json!([]));
+    assert_eq!(plain["noNewPrivileges"], true);
+    assert_eq!(plain.get("consoleSize"), None);
+
+    let grand = run(r#"{"Cmd":["sh"],"Privileged":true,"Tty":true,"WorkingDir":"/x"}"#).unwrap();
+    assert_eq!(grand["capabilities"]["bounding"].as_array().unwrap().len(), 15);
+    assert_eq!(grand["consoleSize"], json!({"height":5,"width":6}));
+    assert_eq!((&grand["cwd"], &grand["env"][2]), (&json!("/x"), &json!("TERM=xterm")));
+
+    let cases = [
+        ("{}", "No exec command specified"),
+        (r#"{"Cmd":[]}"#, "No exec command specified"),
+        (r#"{"Cmd":["a"],"Env":["=b"]}"#, "invalid environment variable: =b"),
+        (
+            r#"{"Cmd":["a"],"WorkingDir":"b"}"#,
+            "the working directory 'b' is invalid, it needs to be an absolute path",
+        ),
+    ];
+    for (json, expected) in cases {
+        assert_eq!(run(json).unwrap_err().to_string(), expected, "{json}");
     }
 }

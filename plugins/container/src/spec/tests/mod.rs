@@ -120,7 +120,11 @@ impl Case {
     fn build(&mut self) -> Result<Built> {
         self.check()?;
         adapt(&mut self.config, &mut self.host, ID, &self.facts, &self.defaults)?;
-        build(&Input {
+        build(&self.input())
+    }
+
+    fn input(&self) -> Input<'_> {
+        Input {
             id: ID,
             config: &self.config,
             host: &self.host,
@@ -147,7 +151,7 @@ impl Case {
             },
             facts: &self.facts,
             defaults: &self.defaults,
-        })
+        }
     }
 
     /// The specification as JSON, sets sorted.

@@ -1,0 +1,137 @@
+//! What other plugins ask of this one.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use gantry_sdk::id::Digest;
+use gantry_sdk::kinds::containers::{ContainerBrief, ContainerStore};
+use gantry_sdk::kinds::images::{ImageUser, ImageUserSource};
+use gantry_sdk::kinds::info::{DiskUsageSource, InfoSource};
+use gantry_sdk::kinds::runtime::Runtimes;
+use gantry_sdk::{Ctx, Error, Result};
+use serde_json::{Map, Value, json};
+
+use crate::engine::Engine;
+use crate::handlers::list::sizes;
+use crate::show;
+use crate::state::State;
+
+/// The container store to others.
+#[derive(Debug)]
+pub struct Service(pub Arc<Engine>);
+
+#[async_trait]
+impl ContainerStore for Service {
+    async fn briefs(&self, _: &Ctx) -> Result<Vec<ContainerBrief>> {
+        let mut views = self.0.views();
+        views.sort_by_key(|v| v.record.created);
+        let brief = |view: &Arc<crate::handle::View>| ContainerBrief {
+            id: view.record.id.to_string(),
+            name: view.record.name.clone(),
+            status: view.state.word(),
+            volumes: view.record.volumes().map(str::to_owned).collect(),
+        };
+        Ok(views.iter().filter(|v| !v.removed).map(brief).collect())
+    }
+}
+
+#[async_trait]
+impl ImageUserSource for Service {
+    async fn users(&self, _: &Ctx, id: &Digest) -> Result<Vec<ImageUser>> {
+        let views = self.0.views();
+        let uses = views.iter().filter(|v| !v.removed && v.record.image_id == *id);
+        Ok(uses
+            .map(|view| ImageUser {
+                container: view.record.id.to_string(),
+                running: view.state.is_running(),
+            })
+            .collect())
+    }
+}
+
+#[async_trait]
+impl InfoSource for Service {
+    async fn info(&self, _: &Ctx) -> Result<Map<String, Value>> {
+        let engine = &self.0;
+        let settings = engine.settings();
+        let views = engine.views();
+        let running = views.iter().filter(|v| v.state.is_running()).count();
+        let facts = &engine.facts;
+        let can = &facts.controllers;
+        let runtimes: Map<String, Value> = engine
+            .registry
+            .all::<Runtimes>()
+            .into_iter()
+            .map(|(name, runtime)| (name, json!({ "path": runtime.describe().path })))
+            .collect();
+        let mut security = Vec::new();
+        if facts.apparmor {
+            security.push("name=apparmor".to_owned());
+        }
+        if facts.seccomp {
+            let profile = match settings.defaults.seccomp_profile.as_str() {
+                "builtin" | "unconfined" => settings.defaults.seccomp_profile.clone(),
+                _ => "custom".to_owned(),
+            };
+            security.push(format!("name=seccomp,profile={profile}"));
+        }
+        if facts.cgroup_namespaces && facts.cgroup_unified {
+            security.push("name=cgroupns".to_owned());
+        }
+        let info = json!({
+            "Containers": views.len(),
+            "ContainersRunning": running,
+            "ContainersPaused": 0,
+            "ContainersStopped": views.len() - running,
+            "DefaultRuntime": settings.defaults.runtime,
+            "Runtimes": runtimes,
+            "LoggingDriver": settings.log_driver,
+            "CgroupDriver": "cgroupfs",
+            "CgroupVersion": if facts.cgroup_unified { "2" } else { "1" },
+            "LiveRestoreEnabled": settings.live_restore,
+            "InitBinary": "gantry-shim",
+            "SecurityOptions": security,
+            "MemoryLimit": can.memory,
+            "SwapLimit": can.swap,
+            "CpuCfsPeriod": can.cpu_cfs,
+            "CpuCfsQuota": can.cpu_cfs,
+            "CPUShares": can.cpu_shares,
+            "CPUSet": can.cpuset,
+            "PidsLimit": can.pids,
+            "OomKillDisable": can.oom_kill_disable,
+            "IPv4Forwarding": facts.ipv4_forwarding,
+        });
+        match info {
+            Value::Object(map) => Ok(map),
+            other => {
+                Err(Error::new(gantry_sdk::ErrorKind::Internal, format!("{other} is no object")))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl DiskUsageSource for Service {
+    async fn usage(&self, cx: &Ctx) -> Result<Map<String, Value>> {
+        let now = SystemTime::now();
+        let mut rows = Vec::new();
+        for view in self.0.views() {
+            let mut row = show::summary(&view, now);
+            // A container that is removed meanwhile has no size.
+            if let Ok((own, all)) = sizes(&self.0, cx, &view.record).await {
+                (row.size_rw, row.size_root_fs) = (own, all);
+            }
+            if !matches!(view.state, State::Removing) {
+                rows.push(row);
+            }
+        }
+        let rows = serde_json::to_value(rows)
+            .map_err(|e| Error::internal("cannot encode containers", e))?;
+        Ok(Map::from_iter([("Containers".to_owned(), rows)]))
+    }
+
+    fn section(&self) -> &'static str {
+        "container"
+    }
+}
