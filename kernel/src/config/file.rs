@@ -65,7 +65,15 @@ fn text(path: &Path) -> std::io::Result<String> {
 }
 
 /// The entries of a file as settings. Unknown keys and values of the wrong type are noted.
-pub(crate) fn settings(path: &Path, map: Map<String, Value>, problems: &mut Problems) -> Settings {
+///
+/// Beside the options of the table, a plugin may declare keys of its own: `declared` knows them, and
+/// their values are the plugin's to check.
+pub(crate) fn settings(
+    path: &Path,
+    map: Map<String, Value>,
+    declared: impl Fn(&str) -> bool,
+    problems: &mut Problems,
+) -> Settings {
     let mut settings = Settings::new();
     for (key, value) in map {
         let place = Place::file(path, &[&key]);
@@ -88,6 +96,9 @@ pub(crate) fn settings(path: &Path, map: Map<String, Value>, problems: &mut Prob
                 insert(&mut settings, "host-gateway-ips".to_owned(), list, place, problems);
             }
             ("host-gateway-ip", _) => problems.add(&place, "must be a string"),
+            (name, value) if options::by_key(name).is_none() && declared(name) => {
+                settings.insert(key, (value, place));
+            }
             (_, value) => insert(&mut settings, key, value, place, problems),
         }
     }
@@ -193,7 +204,7 @@ mod tests {
     fn parse(value: Value) -> (Settings, Vec<String>) {
         let mut problems = Problems::default();
         let Value::Object(map) = value else { panic!("not an object") };
-        let settings = settings(Path::new("/d.json"), map, &mut problems);
+        let settings = settings(Path::new("/d.json"), map, |key| key == "own-key", &mut problems);
         let texts = problems
             .into_result()
             .err()
@@ -221,6 +232,13 @@ mod tests {
                 "/d.json: /proxies/ftp-proxy: unknown key",
             ]
         );
+    }
+
+    #[test]
+    fn a_key_that_a_plugin_declares_is_its_own_to_check() {
+        let (settings, problems) = parse(json!({"own-key": [1]}));
+        assert!(problems.is_empty());
+        assert_eq!(settings["own-key"].0, json!([1]));
     }
 
     #[test]

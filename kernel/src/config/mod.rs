@@ -103,7 +103,12 @@ impl Config {
         let mut notices = Vec::new();
         let path = flags.config_file.clone().unwrap_or_else(|| DEFAULT_FILE.into());
         let from_file = match file::read(&path, &mut problems) {
-            Some(map) => file::settings(&path, map, &mut problems),
+            Some(map) => {
+                let declared = |key: &str| {
+                    descriptors.iter().flat_map(|d| d.config).any(|claim| claim.name == key)
+                };
+                file::settings(&path, map, declared, &mut problems)
+            }
             None => {
                 if flags.config_file.is_some() && !path.exists() {
                     problems.add(&Place::file(&path, &[]), "there is no such file");

@@ -1,1 +1,35 @@
-//! The built-in plugins: the only file that names them.
+//! The plugins in this build. The only file that names them.
+//!
+//! A crate that nothing mentions can be left out by the linker together with its registration, and
+//! the daemon would start without it and without a word. Mentioning it here keeps it; the test below
+//! notices if that ever stops being enough.
+
+use gantry_content as _;
+use gantry_ipam as _;
+use gantry_network_bridge as _;
+use gantry_network_host as _;
+use gantry_network_null as _;
+
+use gantry_sdk::Registration;
+
+/// The ids of all built-in plugins, sorted.
+pub const IDS: &[&str] =
+    &["content", "ipam.default", "network.bridge", "network.host", "network.null"];
+
+/// All built-in plugins, in no particular order: the kernel sorts.
+#[must_use]
+pub fn plugins() -> Vec<&'static Registration> {
+    inventory::iter::<Registration>.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_plugin_is_linked() {
+        let mut ids: Vec<_> = plugins().iter().map(|plugin| plugin.descriptor.id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, IDS);
+    }
+}
