@@ -3,6 +3,7 @@
 
 mod behaviour;
 mod interpreter;
+mod kernel;
 mod oracle;
 
 use crate::{Arch, Filter, Host, KernelVersion, default_profile};
