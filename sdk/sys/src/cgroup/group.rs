@@ -125,11 +125,11 @@ impl Group {
     fn check_controllers(&self, resources: &Resources) -> Result<()> {
         let cpu = resources.cpu.as_ref();
         let wanted = [
-            ("memory", "memory", resources.memory.is_some()),
+            ("memory", "memory", resources.needs_memory()),
             ("cpu", "cpu", cpu.is_some_and(|cpu| cpu.needs_cpu())),
             ("cpuset", "cpuset", cpu.is_some_and(|cpu| cpu.needs_cpuset())),
-            ("pids", "pids", resources.pids.is_some()),
-            ("blkio", "io", resources.block_io.is_some()),
+            ("pids", "pids", resources.needs_pids()),
+            ("blkio", "io", resources.needs_block_io()),
             ("hugetlb", "hugetlb", !resources.hugepage_limits.is_empty()),
         ];
         let on_v2 = |name: &str| {

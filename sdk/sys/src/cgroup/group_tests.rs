@@ -177,8 +177,8 @@ impl Drop for Sleeper {
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A group of this test, removed with the value.
-struct TestGroup(Group);
+/// A group of this test, removed with the value, and the v2 root put back as it was.
+struct TestGroup(Group, Option<(PathBuf, String)>);
 
 impl Drop for TestGroup {
     fn drop(&mut self) {
@@ -186,6 +186,15 @@ impl Drop for TestGroup {
         let _ = self.0.remove(PATIENCE);
         let parent: Vec<_> = self.0.dirs.iter().filter_map(|dir| dir.dir.parent()).collect();
         parent.into_iter().for_each(|dir| drop(fs::remove_dir(dir)));
+        if let Some((file, before)) = &self.1 {
+            let now = fs::read_to_string(file).unwrap_or_default();
+            for controller in now.split_whitespace() {
+                if !before.split_whitespace().any(|it| it == controller) {
+                    // Busy while another test still has a group there: that one puts it back.
+                    let _ = fs::write(file, format!("-{controller}"));
+                }
+            }
+        }
     }
 }
 
@@ -196,7 +205,13 @@ fn test_group(name: &str) -> Option<TestGroup> {
     }
     let layout = Layout::read().unwrap();
     let path = PathBuf::from(format!("gantry-test-{}-{name}", std::process::id())).join("inner");
-    Some(TestGroup(Group::new(&layout, &path).unwrap()))
+    let root = layout.v2.as_ref().map(|unified| unified.mount.join("cgroup.subtree_control"));
+    static BEFORE: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    let before = |file: PathBuf| {
+        let text = BEFORE.get_or_init(|| fs::read_to_string(&file).unwrap());
+        (file, text.clone())
+    };
+    Some(TestGroup(Group::new(&layout, &path).unwrap(), root.map(before)))
 }
 
 /// Runs as root only.
@@ -304,4 +319,31 @@ fn root_devices_are_allowed_and_denied() {
         );
         group.remove(PATIENCE).unwrap();
     }
+}
+
+/// Runs as root only.
+#[test]
+fn root_running_out_of_memory_is_noticed_and_counted() {
+    let Some(test) = test_group("oom") else { return };
+    let group = &test.0;
+    group.creation(&memory(8 << 20, None)).unwrap().execute().unwrap();
+    if let Some(memory) = group.v1_dir("memory") {
+        // Else the process is swapped out rather than killed, where there is swap.
+        let _ = fs::write(memory.join("memory.memsw.limit_in_bytes"), "8388608");
+    }
+    let watch = group.oom_watch().unwrap().unwrap();
+    let readable = |milliseconds: i64| {
+        let mut fds = [rustix::event::PollFd::new(&watch, rustix::event::PollFlags::IN)];
+        let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: milliseconds * 1_000_000 };
+        rustix::event::poll(&mut fds, Some(&timeout)).unwrap() > 0
+    };
+    assert!(!readable(0));
+    let joins: String =
+        group.join_files().iter().map(|file| format!("echo 0 > {}; ", file.display())).collect();
+    let hungry = "exec head -c 200m /dev/zero | tail -c 150m | wc -c";
+    let _ = Command::new("sh").arg("-c").arg(joins + hungry).output().unwrap();
+    assert!(readable(900));
+    crate::cgroup::drain_oom_watch(&watch);
+    assert!(!readable(0));
+    assert!(group.oom_counts().unwrap().unwrap().kills > 0);
 }

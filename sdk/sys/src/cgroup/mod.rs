@@ -40,5 +40,7 @@ pub use plan::{Plan, Step, Write};
 pub use resources::{
     BlockIo, Cpu, HugepageLimit, Memory, Pids, Resources, ThrottleDevice, WeightDevice,
 };
-pub use stats::{BlockIoEntry, BlockIoStats, CpuStats, MemoryStats, OomCounts, PidsStats, Stats};
+pub use stats::{
+    BlockIoEntry, BlockIoStats, CpuStats, MemoryStats, OomCounts, PidsStats, Stats, drain_oom_watch,
+};
 pub use v2::{io_weight, weight_of_shares};

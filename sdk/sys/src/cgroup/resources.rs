@@ -74,6 +74,31 @@ pub struct Cpu {
     pub idle: Option<i64>,
 }
 
+impl Resources {
+    /// Whether anything is asked of the memory controller.
+    pub(super) fn needs_memory(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| {
+            let limits = [memory.limit, memory.reservation, memory.swap, memory.kernel_tcp];
+            limits.into_iter().any(|it| it.is_some_and(|it| it > 0))
+                || memory.swappiness.is_some()
+                || memory.disable_oom_killer == Some(true)
+        })
+    }
+
+    /// Whether anything is asked of the pids controller.
+    pub(super) fn needs_pids(&self) -> bool {
+        self.pids.as_ref().is_some_and(|pids| pids.limit > 0)
+    }
+
+    /// Whether anything is asked of the controller for block devices.
+    pub(super) fn needs_block_io(&self) -> bool {
+        self.block_io.as_ref().is_some_and(|io| {
+            BlockIo { weight: None, ..io.clone() } != BlockIo::default()
+                || io.weight.is_some_and(|weight| weight != 0)
+        })
+    }
+}
+
 impl Cpu {
     pub(super) fn needs_cpu(&self) -> bool {
         let time = [self.shares, self.burst, self.period, self.realtime_period];
@@ -152,6 +177,31 @@ pub struct HugepageLimit {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+
+    #[test]
+    fn json_of_the_specification_is_read() {
+        // What the reference engine writes for a container without limits, but for the devices.
+        let text = r#"{"devices": [{"allow": false, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+            {"allow": true, "type": "b", "major": 7, "minor": -1}],
+            "memory": {}, "cpu": {"shares": 0}, "pids": {"limit": 0}, "blockIO": {"weight": 0}}"#;
+        let read: Resources = serde_json::from_str(text).unwrap();
+        assert!(read.devices[0].is_everything() && !read.devices[0].allow);
+        assert_eq!(read.devices[2].v1_line().unwrap(), "b 7:* rwm");
+        assert!(!read.needs_memory() && !read.needs_pids() && !read.needs_block_io());
+        assert!(!read.cpu.as_ref().unwrap().needs_cpu());
+
+        let text = r#"{"memory": {"limit": 1, "swap": 2, "kernelTCP": 3, "disableOOMKiller": true},
+            "blockIO": {"throttleReadIOPSDevice": [{"major": 8, "minor": 0, "rate": 5}]},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 9}], "unified": {"memory.high": "1"}}"#;
+        let read: Resources = serde_json::from_str(text).unwrap();
+        assert!(read.needs_memory() && read.needs_block_io());
+        let again: Resources =
+            serde_json::from_value(serde_json::to_value(&read).unwrap()).unwrap();
+        assert_eq!(again, read);
+        assert!(serde_json::from_str::<Resources>(r#"{"rdma": {}}"#).is_err());
+        assert!(serde_json::from_str::<Resources>(r#"{"memory": {"limt": 1}}"#).is_err());
+    }
 
     /// Resources from values, without naming every field.
     pub(crate) fn memory(limit: i64, swap: Option<i64>) -> Resources {

@@ -1,13 +1,16 @@
 //! What a group uses, and how often it ran out of memory.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
+use rustix::event::EventfdFlags;
+use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 
 use super::group::Group;
-use super::plan::read_file;
-use crate::error::Result;
+use super::plan::{read_file, write_file};
+use crate::error::{Error, Result};
 
 /// What a group and everything below it uses. `None` where no controller counts it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +123,18 @@ impl Group {
         Ok(events.map(|text| oom_v2(&text)))
     }
 
+    /// A descriptor that becomes readable when memory has run out in the group, or the group goes;
+    /// `None` without a memory controller. What has happened is then read from [`Group::oom_counts`].
+    ///
+    /// After each wake-up, [`drain_oom_watch`] makes it wait for the next.
+    pub fn oom_watch(&self) -> Result<Option<OwnedFd>> {
+        if let Some(dir) = self.v1_dir("memory") {
+            return watch_v1(dir).map(Some);
+        }
+        let has = |it: &&super::GroupDir| it.controllers.iter().any(|it| it == "memory");
+        self.unified().filter(has).map(|unified| watch_v2(&unified.dir)).transpose()
+    }
+
     fn v2_file(&self, controller: &str, file: &str) -> Result<Option<String>> {
         let has = |it: &&super::GroupDir| it.controllers.iter().any(|it| it == controller);
         match self.unified().filter(has) {
@@ -195,6 +210,35 @@ impl Group {
         let operations = read("io_serviced")?.unwrap_or_default();
         Ok(Some(BlockIoStats { bytes, operations }))
     }
+}
+
+/// Takes what has piled up in a descriptor of [`Group::oom_watch`], without waiting.
+pub fn drain_oom_watch(watch: &OwnedFd) {
+    let mut buffer = [0; 4096];
+    // One read takes the whole count of an eventfd; events of an inotify descriptor merge while alike.
+    while matches!(rustix::io::read(watch, &mut buffer), Ok(1..)) {}
+}
+
+/// v1 writes to an eventfd that is named, with the file it is about, in `cgroup.event_control`.
+fn watch_v1(dir: &Path) -> Result<OwnedFd> {
+    let control = dir.join("cgroup.event_control");
+    let failed = |error: std::io::Error| Error::at("watch", &control, error);
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    let event = rustix::event::eventfd(0, flags).map_err(|errno| failed(errno.into()))?;
+    let subject = std::fs::File::open(dir.join("memory.oom_control")).map_err(failed)?;
+    let line = format!("{} {}", event.as_raw_fd(), subject.as_raw_fd());
+    write_file(&control, &line).map_err(failed)?;
+    Ok(event)
+}
+
+/// v2 counts as a change of the file whenever a counter in it grows.
+fn watch_v2(dir: &Path) -> Result<OwnedFd> {
+    let file = dir.join("memory.events");
+    let failed = |errno: rustix::io::Errno| Error::at("watch", &file, errno);
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let watch = inotify::init(flags).map_err(failed)?;
+    inotify::add_watch(&watch, &file, inotify::WatchFlags::MODIFY).map_err(failed)?;
+    Ok(watch)
 }
 
 fn memory_v1(dir: &Path) -> Result<Option<MemoryStats>> {

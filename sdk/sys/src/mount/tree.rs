@@ -218,8 +218,9 @@ mod tests {
             assert!(found.shared.is_some());
 
             detach(Path::new("/mnt/clone")).unwrap();
-            drop((mount, target, clone));
-            unmount(Path::new("/mnt")).unwrap();
+            // Not `unmount`: another test that forks at this moment holds copies of the descriptors.
+            detach(Path::new("/mnt")).unwrap();
+            assert!(detach(Path::new("/mnt")).unwrap_err().is(Errno::INVAL));
             assert!(unmount(Path::new("/mnt")).unwrap_err().is(Errno::INVAL));
         });
         worker.join().unwrap();
@@ -236,5 +237,35 @@ mod tests {
         let error = tmpfs.set_string("bogus", "1").unwrap_err();
         assert!(error.to_string().contains("Unknown parameter"), "{error}");
         assert!(FsContext::open("nosuchfs").unwrap_err().is(Errno::NODEV));
+    }
+
+    /// Runs as root only.
+    #[test]
+    fn root_an_id_mapped_clone_shows_other_owners() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        use std::os::unix::fs::MetadataExt;
+        let dir = crate::testing::Scratch::on_tmpfs("idmap");
+        dir.write("file", b"");
+        let mut holder =
+            std::process::Command::new("unshare").args(["--user", "sleep", "100"]).spawn().unwrap();
+        let process = Path::new("/proc").join(holder.id().to_string());
+        let ours = std::fs::read_link("/proc/self/ns/user").unwrap();
+        while std::fs::read_link(process.join("ns/user")).unwrap() == ours {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        std::fs::write(process.join("uid_map"), "0 100000 65536").unwrap();
+        std::fs::write(process.join("gid_map"), "0 200000 65536").unwrap();
+        let userns = std::fs::File::open(process.join("ns/user")).unwrap();
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+
+        let clone = clone_tree(dir.fd(), false).unwrap();
+        let change = MountAttr { idmap: Some(userns.as_fd()), ..MountAttr::default() };
+        set_attr(&clone, &change).unwrap();
+        let found = std::fs::metadata(crate::path::proc_fd(&clone).join("file")).unwrap();
+        assert_eq!((found.uid(), found.gid()), (100_000, 200_000));
     }
 }

@@ -174,19 +174,19 @@ mod tests {
 
     #[test]
     fn depth_beyond_all_limits_is_no_obstacle() {
-        let dir = Scratch::new("remove-deep");
+        let dir = Scratch::on_tmpfs("remove-deep");
         dir.make("tree");
         let mut here = dir.open("tree");
         // Deeper than the descriptors a process may have, longer than the longest path.
-        for _ in 0..3000 {
-            rustix::fs::mkdirat(&here, "d", Mode::RWXU).unwrap();
-            rustix::fs::mkdirat(&here, "e", Mode::RWXU).unwrap();
+        for _ in 0..1200 {
+            rustix::fs::mkdirat(&here, "down", Mode::RWXU).unwrap();
+            rustix::fs::mkdirat(&here, "beside", Mode::RWXU).unwrap();
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            here = rustix::fs::openat(&here, "d", flags, Mode::empty()).unwrap();
+            here = rustix::fs::openat(&here, "down", flags, Mode::empty()).unwrap();
         }
         drop(here);
         let usage = super::super::usage(dir.open("tree")).unwrap();
-        assert_eq!(usage.inodes, 6001);
+        assert_eq!(usage.inodes, 2401);
         remove_tree_beneath(dir.fd(), Path::new("tree")).unwrap();
         assert!(!dir.path().join("tree").exists());
     }
@@ -200,5 +200,31 @@ mod tests {
         }
         remove_tree_beneath(dir.fd(), Path::new("tree")).unwrap();
         assert!(!dir.path().join("tree").exists());
+    }
+
+    /// Runs as root only.
+    #[test]
+    fn root_something_still_mounted_inside_keeps_its_content() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let dir = Scratch::new("remove-mounted");
+        dir.write("precious/file", b"x");
+        dir.write("tree/sub/file", b"x");
+        dir.make("tree/sub/bound");
+        let worker = std::thread::spawn(move || {
+            crate::mount::enter_private_namespace().unwrap();
+            let target = dir.path().join("tree/sub/bound");
+            let precious = crate::mount::clone_tree(dir.open("precious"), false).unwrap();
+            crate::mount::attach(&precious, rustix::fs::CWD, &target).unwrap();
+            let error = remove_tree(&dir.path().join("tree")).unwrap_err();
+            assert!(error.is(Errno::XDEV) || error.is(Errno::BUSY), "{error:?}");
+            assert!(dir.path().join("precious/file").exists());
+            crate::mount::detach(&target).unwrap();
+            remove_tree(&dir.path().join("tree")).unwrap();
+            assert!(!dir.path().join("tree").exists());
+        });
+        worker.join().unwrap();
     }
 }
