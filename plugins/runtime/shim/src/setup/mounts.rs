@@ -353,7 +353,7 @@ pub(crate) fn write_sysctls(
     sysctls: &[(String, String)],
 ) -> Result<(), Failure> {
     for (name, value) in sysctls {
-        let path = format!("sys/{}", name.replace('.', "/"));
+        let path = sysctl_path(name);
         let file =
             open_beneath(proc, Path::new(&path), OFlags::WRONLY, Mode::empty(), Links::Refuse)
                 .at(Stage::Sysctl)?;
@@ -361,6 +361,19 @@ pub(crate) fn write_sysctls(
             .during(Stage::Sysctl, || format!("set {name} to {value}"))?;
     }
     Ok(())
+}
+
+/// Where a parameter is beneath procfs. As with sysctl(8), the first separator tells which of dot and
+/// slash separates; the other one is then part of a name (`net.ipv4.conf.eth0/1.forwarding`).
+fn sysctl_path(name: &str) -> String {
+    let by_slash = name.find(['.', '/']).is_some_and(|at| name[at..].starts_with('/'));
+    let swap = |letter| match letter {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    let path = if by_slash { name.to_owned() } else { name.chars().map(swap).collect() };
+    format!("sys/{path}")
 }
 
 /// Bits the kernel does not know are passed on, for it to refuse.
@@ -375,6 +388,22 @@ fn sys_propagation(propagation: Propagation) -> mount::Propagation {
         Propagation::Slave | Propagation::SlaveRecursive => mount::Propagation::Downstream,
         Propagation::Unbindable | Propagation::UnbindableRecursive => {
             mount::Propagation::Unbindable
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_have_two_spellings() {
+        for (name, path) in [
+            ("net.ipv4.ip_forward", "sys/net/ipv4/ip_forward"),
+            ("net/ipv4/conf/eth0.1/forwarding", "sys/net/ipv4/conf/eth0.1/forwarding"),
+            ("net.ipv4.conf.eth0/1.forwarding", "sys/net/ipv4/conf/eth0.1/forwarding"),
+        ] {
+            assert_eq!(sysctl_path(name), path);
         }
     }
 }
