@@ -1,1 +1,102 @@
-//! Images: store, load, save, tag, history, removal.
+//! Images: store, load, save, import, tag, history, removal; the `/images` routes.
+//!
+//! An image is a configuration blob, the layers it names and the references that name it. The
+//! content is in the blob store, the records are in the metadata database, unpacked layers belong
+//! to the layer store; this crate knows what refers to what.
+//!
+//! # Map
+//!
+//! - [`reference`], [`platform`], [`config`], [`time`]: text that is parsed once
+//! - [`record`], [`index`], [`store`]: the truth, the view of it, and what may change it when
+//! - [`handlers`]: request → one call → response
+//! - [`load`]: archives; [`list`], [`inspect`]: what is here
+//! - [`sources`]: rows of `/info` and `/system/df`
+//!
+//! # Invariants
+//!
+//! 1. A record's blobs are on disk before the record is.
+//! 2. A name means one image; taking it over from another image is one commit.
+//! 3. Content is removed only while nothing brings or reads content, and only if no record refers
+//!    to it.
+//! 4. The layers of an image stay as long as a container uses it, whatever was forced.
+//!
+//! # Not here
+//!
+//! Registries. Unpacking: the layer store.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use gantry_sdk::kinds::blobs::Blobs;
+use gantry_sdk::kinds::images::Images;
+use gantry_sdk::kinds::info::{DiskUsage, Info};
+use gantry_sdk::kinds::layers::Layers;
+use gantry_sdk::kinds::metadata::Metadata;
+use gantry_sdk::registry::Kind as _;
+use gantry_sdk::{
+    Context, Ctx, Descriptor, Init, Method, Need, Phase, Plugin, Provide, Registration, Result,
+    RouteDecl, Shape,
+};
+
+pub mod config;
+pub mod handlers;
+pub mod index;
+pub mod inspect;
+pub mod list;
+pub mod load;
+pub mod platform;
+pub mod record;
+pub mod reference;
+pub mod sources;
+pub mod store;
+pub mod time;
+
+use sources::Sources;
+use store::{Parts, Store};
+
+static DESCRIPTOR: Descriptor = Descriptor {
+    provides: &[
+        Provide::new(Images::NAME, "local"),
+        Provide::new(Info::NAME, "image"),
+        Provide::new(DiskUsage::NAME, "image"),
+    ],
+    needs: &[Need::Kind(Blobs::NAME), Need::Kind(Metadata::NAME), Need::Kind(Layers::NAME)],
+    routes: &[
+        RouteDecl::new("list", Method::Get, "/images/json"),
+        RouteDecl::new("inspect", Method::Get, "/images/{name..}/json"),
+        RouteDecl::new("history", Method::Get, "/images/{name..}/history"),
+        RouteDecl::new("tag", Method::Post, "/images/{name..}/tag"),
+        RouteDecl::new("load", Method::Post, "/images/load").shaped(Shape::Stream),
+    ],
+    ..Descriptor::new("image", Phase::Image)
+};
+
+inventory::submit! { Registration::new(&DESCRIPTOR, || Box::new(ImagePlugin)) }
+
+struct ImagePlugin;
+
+#[async_trait]
+impl Plugin for ImagePlugin {
+    async fn init(&self, cx: &mut Context) -> Result<Init> {
+        let parts = Parts {
+            blobs: cx.registry.only::<Blobs>()?,
+            metadata: cx.registry.only::<Metadata>()?,
+            layers: cx.registry.only::<Layers>()?,
+            registry: cx.registry.clone(),
+            events: cx.events.clone(),
+            tasks: cx.tasks.clone(),
+        };
+        let store = Arc::new(Store::open(&Ctx::background(), parts).await?);
+        cx.provide::<Images>("local", store.clone())?;
+        let sources = Arc::new(Sources(store.clone()));
+        cx.provide::<Info>("image", sources.clone())?;
+        cx.provide::<DiskUsage>("image", sources)?;
+
+        cx.route("list", &store, handlers::list);
+        cx.route("inspect", &store, handlers::inspect);
+        cx.route("history", &store, handlers::history);
+        cx.route("tag", &store, handlers::tag);
+        cx.route("load", &store, handlers::load);
+        Ok(Init::Ready)
+    }
+}

@@ -1,0 +1,338 @@
+//! The store: the truth in the metadata database, the view in memory, and what may run beside what.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use async_trait::async_trait;
+use gantry_sdk::events::{Event, EventBus};
+use gantry_sdk::id::Digest;
+use gantry_sdk::kinds::blobs::BlobStore;
+use gantry_sdk::kinds::images::{Image, ImageStore, ImageUser, ImageUsers};
+use gantry_sdk::kinds::layers::LayerStore;
+use gantry_sdk::kinds::metadata::{Change, MetadataStore};
+use gantry_sdk::registry::Registry;
+use gantry_sdk::tasks::Tasks;
+use gantry_sdk::{Ctx, Error, Result};
+use jiff::Timestamp;
+use tokio::sync::OwnedRwLockReadGuard;
+
+use crate::config::{ImageFile, MAX_CONFIG};
+use crate::index::{Entry, Index};
+use crate::platform::Platform;
+use crate::record::{IMAGES, ImageRecord, REFERENCES, ReferenceRecord};
+use crate::reference::Reference;
+
+/// Images of this daemon.
+pub struct Store {
+    /// Content.
+    pub blobs: Arc<dyn BlobStore>,
+    /// Records.
+    pub metadata: Arc<dyn MetadataStore>,
+    /// Unpacked layers.
+    pub layers: Arc<dyn LayerStore>,
+    /// Where the users of images are found.
+    pub registry: Arc<Registry>,
+    /// Where to report.
+    pub events: EventBus,
+    /// Spawns what outlives a handler.
+    pub tasks: Tasks,
+    index: RwLock<Arc<Index>>,
+    /// Held while records change, so that the view and the database change alike.
+    writing: tokio::sync::Mutex<()>,
+    /// Shared by whatever brings or reads content, exclusive for removing what nothing refers to.
+    content: Arc<tokio::sync::RwLock<()>>,
+    /// Whether there may be content that nothing refers to.
+    litter: AtomicBool,
+    /// Whether a prune runs.
+    pub pruning: AtomicBool,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("images", &self.index().images().count())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Keeps content from being removed while it is held.
+pub type Lease = OwnedRwLockReadGuard<()>;
+
+/// Where the store keeps things and whom it asks.
+#[derive(Clone)]
+pub struct Parts {
+    /// Content.
+    pub blobs: Arc<dyn BlobStore>,
+    /// Records.
+    pub metadata: Arc<dyn MetadataStore>,
+    /// Unpacked layers.
+    pub layers: Arc<dyn LayerStore>,
+    /// Where the users of images are found.
+    pub registry: Arc<Registry>,
+    /// Where to report.
+    pub events: EventBus,
+    /// Spawns what outlives a handler.
+    pub tasks: Tasks,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Parts")
+    }
+}
+
+impl Store {
+    /// Reads all records and drops content that an interrupted load has left.
+    ///
+    /// # Errors
+    ///
+    /// Those of the metadata database.
+    pub async fn open(cx: &Ctx, parts: Parts) -> Result<Self> {
+        let Parts { blobs, metadata, layers, registry, events, tasks } = parts;
+        let index = read_index(cx, &*metadata, &*blobs).await?;
+        let store = Self {
+            blobs,
+            metadata,
+            layers,
+            registry,
+            events,
+            tasks,
+            index: RwLock::new(Arc::new(index)),
+            writing: tokio::sync::Mutex::default(),
+            content: Arc::default(),
+            litter: AtomicBool::new(true),
+            pruning: AtomicBool::new(false),
+        };
+        store.sweep_blobs(cx, &store.index()).await?;
+        Ok(store)
+    }
+
+    /// The present view.
+    pub fn index(&self) -> Arc<Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes view and database alike: `decide` edits a copy of the view and says what that is in
+    /// records. Nothing changes if either fails.
+    ///
+    /// # Errors
+    ///
+    /// Those of `decide` and of the database.
+    pub async fn change<T>(
+        &self,
+        cx: &Ctx,
+        decide: impl FnOnce(&mut Index) -> Result<(Vec<Change>, T)>,
+    ) -> Result<T> {
+        let _writing = self.writing.lock().await;
+        let mut next = Index::clone(&self.index());
+        let (changes, value) = decide(&mut next)?;
+        if !changes.is_empty() {
+            self.metadata.commit(cx, changes).await?;
+        }
+        *self.index.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        Ok(value)
+    }
+
+    /// Keeps all content while it is held; waits for a removal that runs.
+    pub async fn lease(&self) -> Lease {
+        self.content.clone().read_owned().await
+    }
+
+    /// Who uses an image.
+    ///
+    /// # Errors
+    ///
+    /// Those of the sources: an image must not be removed because one did not answer.
+    pub async fn users(&self, cx: &Ctx, id: &Digest) -> Result<Vec<ImageUser>> {
+        let mut users = Vec::new();
+        for (_, source) in self.registry.all::<ImageUsers>() {
+            users.extend(source.users(cx, id).await?);
+        }
+        Ok(users)
+    }
+
+    /// Reports what happened to an image.
+    pub fn report(&self, action: &'static str, entry: &Entry, name: String) {
+        let mut event = Event::now("image", action, entry.id.as_str());
+        for (key, value) in &entry.file.config.labels {
+            event = event.with(key, value);
+        }
+        self.events.publish(event.with("name", name));
+    }
+
+    /// Lets `reference` name an image.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` for the name `sha256`; `NotFound` if the image is gone.
+    pub async fn tag(&self, cx: &Ctx, id: &Digest, reference: &Reference) -> Result<()> {
+        check_name(reference)?;
+        let entry = self
+            .change(cx, |index| {
+                let missing = || Error::not_found(format!("No such image: {id}"));
+                let mut entry = Entry::clone(index.get(id).ok_or_else(missing)?);
+                entry.record.last_tagged = Some(Timestamp::now());
+                index.tag(reference, id);
+                let changes = vec![put_image(&entry)?, put_reference(reference, id)?];
+                index.put(entry.clone());
+                Ok((changes, entry))
+            })
+            .await?;
+        self.report("tag", &entry, reference.familiar());
+        Ok(())
+    }
+
+    /// Remembers that there is something to remove, and removes it unless content is in use; then
+    /// whoever uses it last does.
+    pub async fn litter(&self, cx: &Ctx) {
+        self.litter.store(true, Ordering::SeqCst);
+        self.tidy(cx).await;
+    }
+
+    /// Removes what nothing refers to, if there may be something and no content is in use.
+    pub async fn tidy(&self, cx: &Ctx) {
+        if !self.litter.load(Ordering::SeqCst) {
+            return;
+        }
+        let Ok(_alone) = self.content.try_write() else { return };
+        self.litter.store(false, Ordering::SeqCst);
+        if let Err(error) = self.collect(cx).await {
+            self.litter.store(true, Ordering::SeqCst);
+            tracing::warn!(error = %error.chain(), "Cannot remove unused image content.");
+        }
+    }
+
+    async fn collect(&self, cx: &Ctx) -> Result<()> {
+        self.drop_retired(cx).await?;
+        let index = self.index();
+        self.layers.collect(cx, &index.chains()).await?;
+        self.sweep_blobs(cx, &index).await
+    }
+
+    /// Forgets the images that were removed by force, once no container uses them.
+    async fn drop_retired(&self, cx: &Ctx) -> Result<()> {
+        let retired: Vec<Digest> = {
+            let index = self.index();
+            index.stored().filter(|e| e.record.retired).map(|e| e.id.clone()).collect()
+        };
+        for id in retired {
+            if self.users(cx, &id).await?.is_empty() {
+                self.change(cx, |index| {
+                    index.remove(&id);
+                    Ok((vec![Change::delete(IMAGES, id.as_str())], ()))
+                })
+                .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the blobs that no image refers to.
+    async fn sweep_blobs(&self, cx: &Ctx, index: &Index) -> Result<()> {
+        if !index.damaged.is_empty() {
+            return Ok(()); // what they refer to cannot be known for sure
+        }
+        let mut wanted: BTreeSet<&Digest> = BTreeSet::new();
+        for entry in index.stored() {
+            wanted.insert(&entry.id);
+            wanted.extend(entry.record.blobs());
+        }
+        for blob in self.blobs.list(cx).await? {
+            if !wanted.contains(&blob.digest) {
+                self.blobs.remove(cx, &blob.digest).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a repository named like the digest algorithm.
+///
+/// # Errors
+///
+/// `InvalidArgument`.
+pub fn check_name(reference: &Reference) -> Result<()> {
+    if reference.familiar_name() == "sha256" {
+        return Err(Error::invalid(
+            "refusing to create an ambiguous tag using digest algorithm as name",
+        ));
+    }
+    Ok(())
+}
+
+/// The change that writes an image's record.
+///
+/// # Errors
+///
+/// `Internal`.
+pub fn put_image(entry: &Entry) -> Result<Change> {
+    Change::put_json(IMAGES, entry.id.as_str(), &entry.record)
+}
+
+/// The change that writes a reference.
+///
+/// # Errors
+///
+/// `Internal`.
+pub fn put_reference(reference: &Reference, id: &Digest) -> Result<Change> {
+    let record = ReferenceRecord { image: id.clone() };
+    Change::put_json(REFERENCES, reference.to_string(), &record)
+}
+
+/// The change that removes a reference.
+pub fn delete_reference(reference: &Reference) -> Change {
+    Change::delete(REFERENCES, reference.to_string())
+}
+
+async fn read_index(
+    cx: &Ctx,
+    metadata: &dyn MetadataStore,
+    blobs: &dyn BlobStore,
+) -> Result<Index> {
+    let mut index = Index::default();
+    for (key, value) in metadata.scan(cx, IMAGES, "").await? {
+        let damaged = |error: &Error| {
+            tracing::error!(image = key, error = %error.chain(), "An image cannot be used.");
+        };
+        let record: ImageRecord = match serde_json::from_slice(&value) {
+            Ok(record) => record,
+            Err(error) => return Err(Error::internal(format!("record of image {key}"), error)),
+        };
+        let entry = async {
+            let id: Digest = key.parse()?;
+            let file = ImageFile::parse(&blobs.read(cx, &id, MAX_CONFIG).await?)?;
+            Ok(Entry::new(id, record.clone(), file))
+        };
+        match entry.await {
+            Ok(entry) => index.put(entry),
+            Err(error) => {
+                damaged(&error);
+                index.damaged.push(record);
+            }
+        }
+    }
+    for (key, value) in metadata.scan(cx, REFERENCES, "").await? {
+        let record: ReferenceRecord = serde_json::from_slice(&value)
+            .map_err(|e| Error::internal(format!("record of reference {key}"), e))?;
+        if index.get(&record.image).is_some() {
+            index.tag(&Reference::parse(&key)?, &record.image);
+        }
+    }
+    Ok(index)
+}
+
+#[async_trait]
+impl ImageStore for Store {
+    async fn resolve(&self, _: &Ctx, reference: &str, platform: Option<&str>) -> Result<Image> {
+        let platform = platform.filter(|text| !text.is_empty()).map(Platform::parse).transpose()?;
+        let index = self.index();
+        let entry = index.resolve(reference, platform.as_ref())?;
+        Ok(index.image(entry))
+    }
+
+    async fn list(&self, _: &Ctx) -> Result<Vec<Image>> {
+        let index = self.index();
+        Ok(index.images().map(|entry| index.image(entry)).collect())
+    }
+}
