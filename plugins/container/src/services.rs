@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use gantry_sdk::api::ContainersDiskUsage;
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::containers::{ContainerBrief, ContainerStore};
 use gantry_sdk::kinds::images::{ImageUser, ImageUserSource};
@@ -15,7 +16,6 @@ use serde_json::{Map, Value, json};
 use crate::engine::Engine;
 use crate::handlers::list::sizes;
 use crate::show;
-use crate::state::State;
 
 /// The container store to others.
 #[derive(Debug)]
@@ -113,22 +113,25 @@ impl InfoSource for Service {
 
 #[async_trait]
 impl DiskUsageSource for Service {
-    async fn usage(&self, cx: &Ctx) -> Result<Map<String, Value>> {
+    async fn usage(&self, cx: &Ctx) -> Result<gantry_sdk::api::DiskUsage> {
         let now = SystemTime::now();
-        let mut rows = Vec::new();
+        let mut usage = ContainersDiskUsage::default();
         for view in self.0.views() {
             let mut row = show::summary(&view, now);
             // A container that is removed meanwhile has no size.
             if let Ok((own, all)) = sizes(&self.0, cx, &view.record).await {
                 (row.size_rw, row.size_root_fs) = (own, all);
             }
-            if !matches!(view.state, State::Removing) {
-                rows.push(row);
+            usage.total_count += 1;
+            usage.total_size += row.size_rw;
+            if view.state.is_running() {
+                usage.active_count += 1;
+            } else {
+                usage.reclaimable += row.size_rw;
             }
+            usage.items.push(row);
         }
-        let rows = serde_json::to_value(rows)
-            .map_err(|e| Error::internal("cannot encode containers", e))?;
-        Ok(Map::from_iter([("Containers".to_owned(), rows)]))
+        Ok(gantry_sdk::api::DiskUsage { container_usage: Some(usage), ..Default::default() })
     }
 
     fn section(&self) -> &'static str {

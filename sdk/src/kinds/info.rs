@@ -17,9 +17,8 @@ kind! {
 kind! {
     /// Sections of `/system/df`.
     pub trait DiskUsageSource: DiskUsage = "disk-usage" (1, 0), budget Some(Duration::from_secs(120)) => {
-        /// Members of the answer in the shape of API version 1.51 and before: `Images`, `LayersSize`,
-        /// `Containers`, `Volumes`, `BuildCache`.
-        async fn usage(&self, cx: &Ctx) -> Result<Map<String, Value>>;
+        /// The section of [`section`](Self::section), with its items; the others empty.
+        async fn usage(&self, cx: &Ctx) -> Result<gantry_api::DiskUsage>;
 
         plain {
             /// The `type` that a client asks for: `image`, `container`, `volume`, `build-cache`.
