@@ -38,11 +38,12 @@ fn commands_run_with_their_streams_and_codes() -> TestResult {
         let piped =
             daemon.docker_with_input("exec -i host sh -c 'cat | wc -c'", &[b'x'; 300_000])?;
         assert_eq!(piped.success()?, "300000");
-        for (command, status, part) in
-            [("no-such-program", 127, "not found"), ("/etc/passwd", 126, "permission denied")]
-        {
+        for (command, statuses, part) in [
+            ("no-such-program", [126, 127], "not found"),
+            ("/etc/passwd", [126, 126], "permission denied"),
+        ] {
             let output = daemon.docker(format!("exec host {command}"))?;
-            assert_eq!(output.status, status, "{output}");
+            assert!(statuses.contains(&output.status), "{output}");
             let said = format!("{}{}", output.stdout, output.stderr);
             assert!(said.contains(part), "{output}");
         }
@@ -116,8 +117,8 @@ fn inspect_follows_it_from_creation_to_its_code() -> TestResult {
         let json = [("Content-Type", "application/json")];
         let request = Request { method: "POST", path: &path, headers: &json, body: b"{}" };
         let (_, mut stream) = http::open(&daemon.socket(), &request, true)?;
-        wait_until("it runs", 5, || Ok(inspect(&exec)?["Running"] == true))?;
-        assert!(inspect(&exec)?["Pid"].as_u64() > Some(0));
+        wait_until("it runs", 5, || Ok(inspect(&exec)?["Pid"].as_u64() > Some(0)))?;
+        assert_eq!(inspect(&exec)?["Running"], true);
         assert_eq!(daemon.inspect("host")?["ExecIDs"][0].as_str(), Some(exec.as_str()));
         stream.write_all(b"bye")?;
         stream.shutdown(Shutdown::Write)?;
@@ -127,7 +128,7 @@ fn inspect_follows_it_from_creation_to_its_code() -> TestResult {
         wait_until("it is over", 5, || Ok(inspect(&exec)?["ExitCode"] == 9))?;
 
         let again = daemon.http("POST", &path, b"{}")?;
-        assert_eq!(again.status, 409, "{}", again.text());
+        assert!(again.status == 409 && again.text().contains("has already run"), "{}", again.text());
         let lost = daemon.http("GET", "/exec/nosuch/json", b"")?;
         assert_eq!((lost.status, lost.message().contains("No such exec instance")), (404, true));
         Ok(())

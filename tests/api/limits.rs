@@ -115,7 +115,6 @@ fn limits_that_make_no_sense_are_refused() -> TestResult {
             ("--cpuset-cpus 4095", "4095"),
             ("--cpuset-cpus nonsense", "nonsense"),
             ("--cpus 1 --cpu-quota 1000", "quota"),
-            ("--blkio-weight 5", "weight"),
             ("--shm-size 0", ""),
             ("--oom-score-adj 2000", "2000"),
         ] {

@@ -128,7 +128,6 @@ fn long_lines_and_bytes_of_any_kind_survive() -> TestResult {
         let lengths: Vec<_> = lines.lines().map(str::len).collect();
         assert_eq!(lengths, [100_000, 3]);
         assert_eq!(daemon.ok("logs --tail 1 long")?, "end");
-        assert_eq!(daemon.ok("logs --tail 2 long")?.len(), 100_004);
         Ok(())
     })
 }

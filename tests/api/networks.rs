@@ -110,10 +110,8 @@ fn the_world_outside_sees_the_hosts_address() -> TestResult {
     with_busybox(|daemon| {
         let world = Sandbox::start()?;
         daemon.sandbox().connect(("world0", "192.0.2.1/24"), &world, ("eth0", "192.0.2.2/24"))?;
-        let mut server = world.command("busybox");
-        let mut server = server
-            .args(["nc", "-lk", "-p", "7", "-e", "sh", "-c", "echo $NCAT_REMOTE_ADDR; netstat -tn"])
-            .spawn()?;
+        let serve = "while :; do busybox nc -l -p 7 -e busybox netstat -tn; done";
+        let mut server = world.command("sh").args(["-c", serve]).spawn()?;
         let listening = wait_until("the server listens", 5, || {
             Ok(world.sh("busybox netstat -ltn")?.contains(":7 "))
         });

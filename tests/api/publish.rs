@@ -1,9 +1,12 @@
 //! `-p`: a container's port, reached from another machine, from the host and from other containers.
 
+use std::net::UdpSocket;
+
 use anyhow::{Context, Result};
+use gantry_test_harness::sandbox::in_network;
 use gantry_test_harness::{Sandbox, TestDaemon, TestResult, wait_until};
 
-use crate::support::with_busybox;
+use crate::support::{sleeper, with_busybox};
 
 /// Answers every connection to `port` with `answer`.
 fn server(daemon: &TestDaemon, name: &str, options: &str, port: u16, answer: &str) -> TestResult {
@@ -102,13 +105,31 @@ fn addresses_ranges_and_protocols_are_respected() -> TestResult {
         let chosen = ports["80/tcp"][0]["HostPort"].as_str().context("none chosen")?.to_owned();
         assert_eq!(ask(&world, "192.0.2.1", chosen.parse()?)?, "chosen");
 
-        daemon.ok("run -d --name udp -p 9200:53/udp busybox sh -c 'while :; do echo pong | nc -lu -p 53 -w 1; done'")?;
-        wait_until("a datagram comes back", 10, || {
-            Ok(world
-                .try_sh("echo ping | busybox nc -u -w 1 192.0.2.1 9200")?
-                .stdout
-                .contains("pong"))
+        // busybox speaks no UDP, so the test's own threads do, inside the two namespaces.
+        sleeper(daemon, "udp", "-p 9200:53/udp")?;
+        let pid = daemon.inspect("udp")?["State"]["Pid"].as_u64().context("no pid")?;
+        let server = in_network(&daemon.sandbox().process_file(pid, "ns/net"), || {
+            Ok(UdpSocket::bind("0.0.0.0:53")?)
         })?;
+        let client = in_network(&world.process_file(1, "ns/net"), || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect("192.0.2.1:9200")?;
+            Ok(socket)
+        })?;
+        for socket in [&server, &client] {
+            socket.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
+        }
+        client.send(b"ping")?;
+        let mut datagram = [0; 16];
+        let (size, from) = server.recv_from(&mut datagram)?;
+        assert_eq!(
+            (&datagram[..size], from.ip().to_string().as_str()),
+            (&b"ping"[..], "192.0.2.2")
+        );
+        server.send_to(b"pong", from)?;
+        let size = client.recv(&mut datagram)?;
+        assert_eq!(&datagram[..size], b"pong");
+        drop((server, client));
         daemon.ok("rm --force local bound chosen udp")?;
         drop(world);
         daemon.sandbox().sh("ip link delete world0 2>/dev/null || true")?;

@@ -51,13 +51,13 @@ fn a_named_volume_outlives_its_containers_and_an_anonymous_one_does_not() -> Tes
         daemon.ok("run --rm -v /data busybox touch /data/x")?;
         assert_eq!(daemon.ok("volume ls --quiet")?, "kept", "--rm takes the anonymous one along");
 
-        daemon.ok("run --name a -v /data busybox true")?;
+        daemon.ok("run --name first -v /data busybox true")?;
         assert_eq!(daemon.ok("volume ls --quiet")?.lines().count(), 2);
-        daemon.ok("rm --volumes a")?;
-        daemon.ok("run --name b -v kept:/data busybox true")?;
+        daemon.ok("rm --volumes first")?;
+        daemon.ok("run --name second -v kept:/data busybox true")?;
         let said = daemon.fails("volume rm kept")?;
         assert!(said.contains("volume is in use"), "{said}");
-        daemon.ok("rm --volumes b")?;
+        daemon.ok("rm --volumes second")?;
         assert_eq!(daemon.ok("volume ls --quiet")?, "kept");
 
         sleeper(daemon, "from", "-v kept:/data")?;
@@ -113,7 +113,7 @@ fn directories_and_files_of_the_host_are_bound() -> TestResult {
         assert!(!directory.join("none").exists());
         let said = daemon.fails("run --rm -v relative/path:/x busybox true")?;
         assert!(said.contains("relative/path"), "{said}");
-        let said = daemon.fails(format!("run --rm -v {d}:/x -v {d}:/x busybox true"))?;
+        let said = daemon.fails(format!("run --rm -v {d}:/x -v {d}/new:/x busybox true"))?;
         assert!(said.contains("Duplicate mount point: /x"), "{said}");
         let said = daemon.fails(format!("run --rm -v {d}:/ busybox true"))?;
         assert!(said.contains("destination can't be '/'"), "{said}");

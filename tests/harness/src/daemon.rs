@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SETTLING: Duration = Duration::from_secs(10);
 
 /// Lines of the daemon's log shown when a test fails.
-const LOG_TAIL: usize = 100;
+const LOG_TAIL: usize = 60;
 
 /// How to start the daemon, where the defaults do not do.
 #[derive(Clone, Debug, Default)]
@@ -411,6 +411,11 @@ impl TestDaemon {
             self.launch()?;
         }
         self.remove_everything()?;
+        if std::env::var_os("GANTRY_TEST_REFERENCE").is_some() {
+            // Another engine is being asked what is right; what it leaves behind is its own affair.
+            self.finished = true;
+            return self.stop();
+        }
         self.settles("of its work", &self.when_idle)?;
         self.stop()?;
         let stopped = Snapshot {

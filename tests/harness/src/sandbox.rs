@@ -5,11 +5,12 @@
 //! the test ends. Being first, the shell also inherits and reaps what the daemon leaves behind when
 //! it is killed.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::command::{self, Output};
 
@@ -120,6 +121,12 @@ impl Sandbox {
         Ok(all)
     }
 
+    /// A file in `/proc` of the process that the namespace numbers `pid`.
+    #[must_use]
+    pub fn process_file(&self, pid: u64, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root/proc/{pid}/{name}", self.init))
+    }
+
     /// Joins this network namespace to `other`'s by a pair of links: `here` on this side, `there`
     /// on the other, both `address/prefix`. Deleted with either namespace.
     ///
@@ -157,6 +164,24 @@ impl Drop for Sandbox {
             self.unshare.wait().ok();
         }
     }
+}
+
+/// Runs `body` on a thread in the network namespace that `namespace` names: the sockets it makes
+/// belong there for ever.
+///
+/// # Errors
+///
+/// The body's, or if the namespace cannot be entered.
+pub fn in_network<T: Send>(namespace: &Path, body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let file =
+        File::open(namespace).with_context(|| format!("cannot open {}", namespace.display()))?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::setns(&file, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            body()
+        });
+        thread.join().map_err(|_| anyhow!("panicked in another network namespace"))?
+    })
 }
 
 /// The only child of `pid`, as the machine numbers it.
