@@ -135,6 +135,8 @@ async fn serve_http1<S: Stream>(
     let mut conn = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(serving.limits.head_time)
+        // As the reference engine writes them: some clients compare bytes.
+        .title_case_headers(true)
         .max_buf_size(serving.limits.head_bytes)
         .serve_connection(io, requests);
 
