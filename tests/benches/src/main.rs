@@ -1,7 +1,7 @@
 //! Measurements, each beside its floor in the same run on the same machine.
 //!
 //! ```text
-//! cargo build --release -p gantryd -p gantry-shim -p gantry-benches
+//! cargo build --release -p gantryd -p gantry-benches
 //! gantry-benches            a hundred rounds of each
 //! gantry-benches --short    ten: shows that everything runs, and a first impression
 //! ```

@@ -96,7 +96,7 @@ impl TestDaemon {
     ///
     /// # Errors
     ///
-    /// If the binary is missing (build `gantryd` and `gantry-shim` first), or it does not answer.
+    /// If the binary is missing (build `gantryd` first), or it does not answer.
     pub fn start(setup: Setup) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -549,5 +549,5 @@ pub fn daemon_binary() -> Result<PathBuf> {
     let mut candidates = this.ancestors().skip(1).take(2).map(|dir| dir.join("gantryd"));
     candidates
         .find(|path| Path::is_file(path))
-        .context("gantryd is not built: run `cargo build -p gantryd -p gantry-shim` first")
+        .context("gantryd is not built: run `cargo build -p gantryd` first")
 }
