@@ -13,7 +13,7 @@ use gantry_sys::netlink::{
 };
 use ipnet::{IpNet, Ipv6Net};
 
-use crate::firewall::{Firewall, Redirection};
+use crate::firewall::{Firewall, Redirection, forget_clients};
 use crate::settings::{Config, Settings};
 use crate::sysctl;
 
@@ -136,7 +136,12 @@ impl Core {
         let connected =
             inside.configure(netns).and_then(|()| self.state().publish(&network, endpoint, ports));
         match connected {
-            Ok(()) => Ok(inside.mac),
+            Ok(()) => {
+                if self.config.iptables || self.config.ip6tables {
+                    forget_clients(ports, &endpoint.addresses);
+                }
+                Ok(inside.mac)
+            }
             Err(cause) => Err(self.without_link(&host_side, cause)),
         }
     }
@@ -160,7 +165,10 @@ impl Core {
         if redirections.is_empty() || state.firewall.rules_are_gone() {
             return Ok(());
         }
-        state.firewall.unpublish(&redirections)
+        state.firewall.unpublish(&redirections)?;
+        drop(state); // others need not wait for the walk over all connections
+        forget_clients(ports, &endpoint.addresses);
+        Ok(())
     }
 
     /// Deletes a host-side link if it is still there. Takes tens of milliseconds.

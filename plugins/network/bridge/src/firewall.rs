@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use gantry_sdk::kinds::network::{PortMapping, Protocol};
 use gantry_sdk::{Error, Result};
+use gantry_sys::netlink::Conntrack;
 use gantry_sys::nft::{self, Batch, Key, Nft};
 use ipnet::IpNet;
 
@@ -25,8 +26,10 @@ pub(crate) struct Redirection {
 /// The firewall of the network namespace it was opened in.
 #[derive(Debug)]
 pub(crate) struct Firewall {
-    /// None: no rules are wanted.
+    /// None: no rules are wanted, or the kernel has no firewall.
     nft: Option<Nft>,
+    /// Why the kernel has none. Told to whoever needs a bridge; everybody else can do without.
+    missing: Option<String>,
     v4: bool,
     v6: bool,
 }
@@ -36,11 +39,13 @@ impl Firewall {
         let (v4, v6) = (config.iptables, config.ip6tables);
         let mut nft = match Nft::open() {
             Ok(nft) => nft,
-            Err(_) if !v4 && !v6 => return Ok(Self { nft: None, v4, v6 }),
-            Err(error) => return Err(Error::internal("cannot reach the firewall", error)),
+            Err(error) => {
+                let missing = (v4 || v6).then(|| error.to_string());
+                return Ok(Self { nft: None, missing, v4, v6 });
+            }
         };
         if v4 || v6 {
-            return Ok(Self { nft: Some(nft), v4, v6 });
+            return Ok(Self { nft: Some(nft), missing: None, v4, v6 });
         }
         // Rules of an earlier run must not outlive the decision to have none.
         if nft.table_comment(TABLE).map_err(failed)?.is_some() {
@@ -48,11 +53,14 @@ impl Firewall {
             batch.delete_table();
             nft.commit(&batch).map_err(failed)?;
         }
-        Ok(Self { nft: None, v4, v6 })
+        Ok(Self { nft: None, missing: None, v4, v6 })
     }
 
     /// Loads the rules unless they are there. Returns whether the table is new, hence empty.
     pub(crate) fn ensure_rules(&mut self, drop_others: bool) -> Result<bool> {
+        if let Some(why) = &self.missing {
+            return Err(Error::unavailable(format!("the bridge driver has no firewall: {why}")));
+        }
         let Some(nft) = &mut self.nft else { return Ok(false) };
         let found = nft.table_comment(TABLE).map_err(failed)?;
         let variant = |drop_others| Variant { v4: self.v4, v6: self.v6, drop_others };
@@ -195,6 +203,30 @@ impl Firewall {
                 }
             }
         }
+    }
+}
+
+/// Makes the kernel ask the rules again about UDP clients that go on sending to `ports`: of a
+/// container with `addresses` that has come or that goes.
+///
+/// Rules are asked once per connection, and UDP's last as long as somebody sends. A kernel before
+/// 5.8 cannot; its clients wait until they have been silent for half a minute.
+pub(crate) fn forget_clients(ports: &[PortMapping], addresses: &[IpNet]) {
+    let udp = ports.iter().filter(|p| p.protocol == Protocol::Udp);
+    if udp.clone().next().is_none() {
+        return;
+    }
+    let number = number(Protocol::Udp);
+    let forgotten = Conntrack::open().and_then(|mut conntrack| {
+        for net in addresses {
+            conntrack.forget_answered_by(number, net.addr())?;
+        }
+        udp.clone().try_for_each(|port| {
+            conntrack.forget_made_to(number, port.host_port, port.host_ip.is_ipv6())
+        })
+    });
+    if let Err(error) = forgotten {
+        tracing::debug!(%error, "UDP clients may be led astray until they pause.");
     }
 }
 

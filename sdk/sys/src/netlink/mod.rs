@@ -10,6 +10,7 @@
 //! - [`Request`], [`Veth`], [`LinkChange`]: what can be changed
 //! - [`Link`], [`Address`], [`RouteEntry`]: what can be read
 //! - [`NetNs`]: namespaces without a name in the file system
+//! - [`Conntrack`]: forgetting connections
 //!
 //! # Not here
 //!
@@ -17,6 +18,7 @@
 //!
 //! Source: rtnetlink(7), network_namespaces(7).
 
+mod conntrack;
 mod name;
 mod netns;
 mod read;
@@ -27,6 +29,7 @@ mod socket;
 mod tests;
 pub(crate) mod wire;
 
+pub use conntrack::Conntrack;
 pub use name::{IfName, Mac};
 pub use netns::{NetNs, NetNsId, in_netns};
 pub use read::{Address, Link, RouteEntry};

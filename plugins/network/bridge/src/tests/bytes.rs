@@ -1,7 +1,12 @@
 //! Who reaches whom, over which address, seen as whom.
 
+use std::net::UdpSocket;
+use std::sync::Arc;
+
 use gantry_sdk::Ctx;
 use gantry_sdk::kinds::network::{NetworkDriver, Protocol};
+
+use gantry_sys::netlink::Error;
 
 use super::world::*;
 use crate::settings::Config;
@@ -95,6 +100,28 @@ fn published_udp_ports_answer_from_where_they_were_asked() {
         }
         c1.leave(&driver, &one).await;
         assert_eq!(ask_udp(&host, "127.0.0.1:5353").await, None, "withdrawn");
+    });
+}
+
+#[test]
+fn a_udp_client_that_never_pauses_follows_the_port() {
+    on_a_host(|| async {
+        let (driver, _tasks) = driver(Config::default());
+        let (cx, client, one) = (Ctx::background(), client(), network(1, &[]));
+        driver.create(&cx, &one).await.unwrap();
+        let socket = client
+            .run(|| Ok::<_, Error>(UdpSocket::bind("0.0.0.0:0").unwrap()))
+            .map(Arc::new)
+            .unwrap();
+        let ask = || ask_on(&socket, "192.0.2.1:5353");
+        assert_eq!(ask().await, None, "nobody there; the kernel remembers that");
+        let ports = [port(Protocol::Udp, "0.0.0.0", 5353, 53)];
+        for n in 2..4 {
+            let container = Container::join(&driver, &one, n, &ports).await.unwrap();
+            serve_udp(&container.netns, &format!("10.1.0.{n}:53"));
+            assert_eq!(ask().await, ip(CLIENT4), "container {n}");
+            container.leave(&driver, &one).await;
+        }
     });
 }
 

@@ -248,6 +248,20 @@ pub(super) async fn ask_udp(netns: &Arc<NetNs>, to: &str) -> Option<IpAddr> {
         .unwrap()
 }
 
+/// One question on a socket that has asked before.
+pub(super) async fn ask_on(socket: &Arc<UdpSocket>, to: &'static str) -> Option<IpAddr> {
+    let socket = socket.clone();
+    tokio::task::spawn_blocking(move || {
+        socket.set_read_timeout(Some(PATIENCE)).ok()?;
+        socket.send_to(b"who am I?", to).ok()?;
+        let mut buffer = [0; 64];
+        let (length, _) = socket.recv_from(&mut buffer).ok()?;
+        std::str::from_utf8(&buffer[..length]).ok()?.parse::<IpAddr>().ok()
+    })
+    .await
+    .unwrap()
+}
+
 /// The namespace of the host itself.
 pub(super) fn host() -> Arc<NetNs> {
     Arc::new(NetNs::current().unwrap())
