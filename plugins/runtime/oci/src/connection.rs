@@ -68,8 +68,7 @@ impl Connection {
     pub(crate) fn new(socket: OwnedFd, child: Option<Pid>) -> Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)
             .map_err(|errno| Error::io("use", "shim connection", errno.into()))?;
-        let socket =
-            AsyncFd::new(socket).map_err(|error| Error::io("use", "shim connection", error))?;
+        let socket = watched(socket).map_err(|error| Error::io("use", "shim connection", error))?;
         let socket = Arc::new(socket);
         let shared = Arc::new(Shared {
             next: AtomicU32::new(1),
@@ -208,6 +207,15 @@ impl Asker {
     }
 }
 
+/// Waits for a descriptor without blocking a thread.
+#[expect(
+    deprecated,
+    reason = "the unsafe replacement asks that the descriptor never changes, as an OwnedFd's does not"
+)]
+fn watched(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(fd)
+}
+
 fn gone() -> Error {
     Error::unavailable("the container's shim is gone")
 }
@@ -285,10 +293,7 @@ fn reap_later(pid: Pid) {
     tokio::spawn(async move {
         let ended = async {
             let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)?;
-            AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)?
-                .readable()
-                .await?
-                .retain_ready();
+            watched(pidfd)?.readable().await?.retain_ready();
             Ok::<_, std::io::Error>(())
         };
         // Without a pidfd the wait itself is what waits.

@@ -30,6 +30,9 @@ mod seccomp;
 mod shim;
 mod sources;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -1,0 +1,8 @@
+//! Real containers. They need root and skip loudly without; their groups are below
+//! `gantry-test-<pid>` and are removed.
+
+mod bench;
+mod fixture;
+mod life;
+mod oracle;
+mod streams;
