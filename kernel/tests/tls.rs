@@ -1,5 +1,7 @@
 //! Mutual TLS. The certificates are made with the `openssl` program; without it the test says so.
 
+#![allow(clippy::unwrap_used, reason = "a failing step fails the test")]
+
 mod common;
 
 use std::path::Path;

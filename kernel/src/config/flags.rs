@@ -1,4 +1,4 @@
-//! The command line: every flag of the table in [`super::options`], and the few that only steer this
+//! The command line: every flag of the table in `options`, and the few that only steer this
 //! program.
 //!
 //! Values stay text while clap parses, so that a malformed one is reported together with all other

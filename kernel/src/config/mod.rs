@@ -2,8 +2,8 @@
 //!
 //! # Map
 //!
-//! - [`options`]: the table of every option
-//! - [`flags`], [`file`], [`plugins`]: the command line, `daemon.json`, `plugins.d`
+//! - `options`: the table of every option
+//! - [`flags`], `file`, [`plugins`]: the command line, `daemon.json`, `plugins.d`
 //! - [`typed`], [`host`]: what the kernel itself reads
 //! - [`reload`]: which changes a running daemon takes over
 //! - [`problem`]: mistakes and their places

@@ -2,7 +2,7 @@
 //!
 //! # Map
 //!
-//! - [`order`]: the start order, a pure function
+//! - [`mod@order`]: the start order, a pure function
 //! - [`state`]: what became of each plugin
 //! - [`boot`]: initialisation one by one, with deadlines
 //! - [`stop`]: the same backwards

@@ -346,7 +346,7 @@ impl Daemon {
     }
 
     async fn connections_closed(&self) {
-        while self.connections.running().iter().any(|name| *name == "connection") {
+        while self.connections.running().contains(&"connection") {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

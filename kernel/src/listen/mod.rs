@@ -5,7 +5,7 @@
 //!
 //! - [`bind`]: addresses into sockets
 //! - [`tls`]: certificates into an acceptor
-//! - [`accept`]: the accept loops
+//! - [`mod@accept`]: the accept loops
 
 pub mod accept;
 pub mod bind;
