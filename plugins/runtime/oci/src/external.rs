@@ -106,8 +106,10 @@ impl External {
         let linux = launch.spec.linux().as_ref();
         let path = linux.and_then(|linux| linux.cgroups_path().clone());
         let path = path.unwrap_or_else(|| Path::new("gantry").join(&launch.id));
-        let group = Group::new(layout, &path)
+        let mut group = Group::new(layout, &path)
             .map_err(|error| Error::invalid("bad cgroupsPath").caused_by(error))?;
+        let unmount = self.in_the_way(layout)?;
+        group.dirs.retain(|dir| !unmount.iter().any(|path| dir.mount == Path::new(path)));
         let external = Wire {
             binary: self.path.clone(),
             args: self.args.clone(),
@@ -115,7 +117,7 @@ impl External {
             bundle: text(&bundle)?,
             run_dir: text(&launch.run_dir)?,
             mounts,
-            unmount: self.in_the_way(layout)?,
+            unmount,
         };
         let own = |kind: oci::LinuxNamespaceType, wire: Namespace| {
             let all = linux.and_then(|linux| linux.namespaces().as_ref());

@@ -18,7 +18,7 @@ const DEFAULT: [(&str, u32, u32); 6] = [
 ];
 
 /// Rules of every container, after its own: kind, major, minor, access. As runc has them.
-const RULES: [(RuleKind, Option<i64>, Option<i64>, &str); 12] = [
+const RULES: [(RuleKind, Option<i64>, Option<i64>, &str); 11] = [
     (RuleKind::Char, None, None, "m"),
     (RuleKind::Block, None, None, "m"),
     (RuleKind::Char, Some(1), Some(3), "rwm"),
@@ -27,10 +27,9 @@ const RULES: [(RuleKind, Option<i64>, Option<i64>, &str); 12] = [
     (RuleKind::Char, Some(5), Some(0), "rwm"),
     (RuleKind::Char, Some(1), Some(5), "rwm"),
     (RuleKind::Char, Some(1), Some(9), "rwm"),
-    // /dev/pts, its multiplexer, and the console.
+    // /dev/pts and its multiplexer.
     (RuleKind::Char, Some(136), None, "rwm"),
     (RuleKind::Char, Some(5), Some(2), "rwm"),
-    (RuleKind::Char, Some(5), Some(1), "rwm"),
     (RuleKind::Char, Some(10), Some(200), "rwm"),
 ];
 

@@ -44,10 +44,6 @@ async fn root_measures_starts() {
         let status = std::fs::read_to_string(format!("/proc/{}/status", container.pid())).unwrap();
         let shim = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap();
         let rollup = std::fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).unwrap();
-        if weights.is_empty() {
-            eprintln!("{rollup}");
-            eprintln!("{}", std::fs::read_to_string(format!("/proc/{shim}/smaps")).unwrap());
-        }
         weights.push(rollup.lines().find(|line| line.starts_with("Pss:")).unwrap().to_owned());
     }
     eprintln!("{weights:?}");

@@ -59,12 +59,19 @@ async fn compare(program: &str, ignore: &[&str]) {
     );
 }
 
+/// Numbers of processes, and what is stricter here on purpose: the null device that masks files is
+/// the host's, out of the image's reach, and the directory of cgroup mounts is read-only.
+const DIFFERENT: [&str; 4] = ["NSpid", "/proc/keys", "/proc/timer_list", "/sys/fs/cgroup r"];
+
 #[tokio::test]
 async fn root_sees_what_runc_shows() {
-    compare("/usr/sbin/runc", &[]).await;
+    compare("/usr/sbin/runc", &DIFFERENT).await;
 }
 
 #[tokio::test]
 async fn root_sees_what_crun_shows() {
-    compare("/usr/bin/crun", &[]).await;
+    // What crun does otherwise than runc, with which we agree.
+    let crun =
+        ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys ", "c 10:200", "c 5:1", "/proc/kcore"];
+    compare("/usr/bin/crun", &[&DIFFERENT[..], &crun].concat()).await;
 }

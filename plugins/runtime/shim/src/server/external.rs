@@ -344,6 +344,11 @@ fn prepare_mounts(config: &External, fds: &[OwnedFd]) -> Result<(), Failure> {
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(errno) => return Err(fail(Stage::Mount, errno, format!("unmount {path}"))),
         }
+        // What the runtime makes there instead of what it misses must not stay on the host.
+        let context = mount::FsContext::open("tmpfs").at(Stage::Mount)?;
+        context.create().at(Stage::Mount)?;
+        let empty = context.mount(mount::MountAttrFlags::empty()).at(Stage::Mount)?;
+        mount::attach(&empty, rustix::fs::CWD, Path::new(path)).at(Stage::Mount)?;
     }
     for (index, path) in &config.mounts {
         let fd = fds.get(usize::from(*index)).ok_or(Errno::BADF);

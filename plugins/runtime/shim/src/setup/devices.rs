@@ -4,7 +4,7 @@ use super::mounts::parent_and_name;
 use crate::status::{Context, SysContext};
 use gantry_shim_protocol::{Device, DeviceKind, Failure, Launch, Stage};
 use gantry_sys::mount;
-use gantry_sys::path::{Links, NewDirectory, mkdir_all_beneath};
+use gantry_sys::path::{Links, NewDirectory, mkdir_all_beneath, open_beneath};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -24,6 +24,10 @@ pub(crate) fn make(root: BorrowedFd<'_>, launch: &Launch, own_users: bool) -> Re
     rustix::process::umask(mask);
     made?;
     for (path, content) in &launch.links {
+        // Not every kernel has it, and a link to nothing helps nobody.
+        if content == KCORE && !exists(root, content) {
+            continue;
+        }
         let (dir, name) = open_parent(root, path)?;
         match rustix::fs::symlinkat(content.as_str(), &dir, name.as_str()) {
             Err(Errno::EXIST) => {}
@@ -31,6 +35,14 @@ pub(crate) fn make(root: BorrowedFd<'_>, launch: &Launch, own_users: bool) -> Re
         }
     }
     Ok(())
+}
+
+/// What `/dev/core` links to.
+const KCORE: &str = "/proc/kcore";
+
+fn exists(root: BorrowedFd<'_>, path: &str) -> bool {
+    let relative = Path::new(path).strip_prefix("/").unwrap_or(Path::new(path));
+    open_beneath(root, relative, OFlags::PATH, Mode::empty(), Links::InRoot).is_ok()
 }
 
 /// Opens the directory of `path` in the container, making it when it is missing.

@@ -54,7 +54,7 @@ pub(crate) fn become_program(program: Program<'_>) -> Result<(), Failure> {
     connect(&program)?;
     let argv = CStringArray::new(&process.argv);
     let argv = argv.during(Stage::Exec, || "use an argument with a zero byte".to_owned())?;
-    let env = CStringArray::new(&process.env);
+    let env = CStringArray::new(&with_home(process));
     let env = env.during(Stage::Exec, || "use an environment with a zero byte".to_owned())?;
     (program.wait)(program.voice)?;
 
@@ -140,6 +140,41 @@ fn check_cwd(process: &Process) -> Result<(), Failure> {
             format!("use working directory {}, it is outside the container", process.cwd),
         )),
     }
+}
+
+/// The environment, with a `HOME` if it has none: the user's in `/etc/passwd`, else the root.
+fn with_home(process: &Process) -> Vec<String> {
+    let mut env = process.env.clone();
+    if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+        env.push(format!("HOME={}", home_of(process.uid).unwrap_or_else(|| "/".to_owned())));
+    }
+    env
+}
+
+/// Read up to this many bytes: the image's file may be anything.
+const PASSWD_MAX: u64 = 1 << 20;
+
+fn home_of(uid: u32) -> Option<String> {
+    use std::io::Read;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open("/etc/passwd", flags, Mode::empty()).ok()?;
+    let is_file =
+        |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    if !rustix::fs::fstat(&file).is_ok_and(is_file) {
+        return None;
+    }
+    let mut text = Vec::new();
+    std::fs::File::from(file).take(PASSWD_MAX).read_to_end(&mut text).ok()?;
+    home_in(&String::from_utf8_lossy(&text), uid)
+}
+
+/// The sixth field of the user's line. Source: passwd(5).
+fn home_in(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let is_user = fields.get(2).is_some_and(|field| field.parse() == Ok(uid));
+        fields.get(5).filter(|home| is_user && !home.is_empty()).map(|home| (*home).to_owned())
+    })
 }
 
 /// Puts the streams in their places.
@@ -285,6 +320,14 @@ mod tests {
         assert_eq!(answer("x", "/a::/b"), (Errno::NOENT, "/a/x ./x /b/x".to_owned()));
         assert_eq!(answer("x", "/denied:/a"), (Errno::ACCESS, "/denied/x /a/x".to_owned()));
         assert_eq!(answer("x", "/broken:/a"), (Errno::NOEXEC, "/broken/x".to_owned()));
+    }
+
+    #[test]
+    fn homes_are_looked_up() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33::/var/www:\n";
+        for (uid, home) in [(0, Some("/root")), (33, Some("/var/www")), (1, None)] {
+            assert_eq!(home_in(passwd, uid).as_deref(), home);
+        }
     }
 
     #[test]
