@@ -1,0 +1,107 @@
+//! A driver's instances: the default one, and those of the plugin's own configuration.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use gantry_sdk::kinds::storage::{Storage, StorageDriver};
+use gantry_sdk::mounts::Grants;
+use gantry_sdk::{Context, Error, Result};
+use serde::Deserialize;
+
+use crate::Layers;
+
+/// A driver plugin's own section of the configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub struct Instances {
+    /// Instances beside the default one, by the name that users type.
+    pub instances: BTreeMap<String, InstanceConfig>,
+}
+
+/// One named instance.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct InstanceConfig {
+    /// Where it keeps its layers, absolute.
+    pub root: PathBuf,
+}
+
+impl Instances {
+    /// From [`Context::own_config`].
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` naming the mistake.
+    pub fn parse(own_config: &serde_json::Value) -> Result<Self> {
+        if own_config.is_null() {
+            return Ok(Self::default());
+        }
+        let parsed: Self = serde_json::from_value(own_config.clone()).map_err(|e| {
+            Error::invalid("invalid configuration of storage instances").caused_by(e)
+        })?;
+        if let Some((name, _)) = parsed.instances.iter().find(|(_, i)| !i.root.is_absolute()) {
+            return Err(Error::invalid(format!(
+                "storage instance {name}: its root is not absolute"
+            )));
+        }
+        Ok(parsed)
+    }
+}
+
+/// Opens the default instance `name` in the data root and the configured ones, provides each as a
+/// storage driver that may use `steps` in its plans, and starts the tasks that empty their trash.
+///
+/// `usable` sees each instance before it is provided and may refuse it with a reason; a refused
+/// default instance is returned as `Some`, a refused configured one is an error.
+///
+/// # Errors
+///
+/// Those of opening; `InvalidArgument` for a mistaken configuration.
+pub async fn serve<D, F>(
+    cx: &mut Context,
+    name: &'static str,
+    steps: &[&'static str],
+    make: impl Fn(Arc<Layers>) -> D,
+    usable: impl Fn(Arc<Layers>, Grants) -> F,
+) -> Result<Option<String>>
+where
+    D: StorageDriver,
+    F: Future<Output = std::result::Result<(), String>>,
+{
+    let mut refused = None;
+    let default = InstanceConfig { root: cx.data_dir(&format!("storage/{name}"))? };
+    let configured = Instances::parse(&cx.own_config)?.instances;
+    for (instance, config) in std::iter::once((name.to_owned(), default)).chain(configured) {
+        let root = config.root.clone();
+        let layers = tokio::task::spawn_blocking(move || Layers::open(&root)).await??;
+        let layers = Arc::new(layers);
+        let grants = Grants::on_root(&config.root, steps);
+        if let Err(why) = usable(layers.clone(), grants.clone()).await {
+            if instance != name {
+                return Err(Error::unavailable(format!("storage instance {instance}: {why}")));
+            }
+            refused = Some(why);
+            continue;
+        }
+        spawn_emptier(cx, layers.clone());
+        cx.provide_driver::<Storage>(&instance, Arc::new(make(layers)), grants)?;
+    }
+    Ok(refused)
+}
+
+fn spawn_emptier(cx: &Context, layers: Arc<Layers>) {
+    let stop = cx.tasks.stopping().clone();
+    cx.tasks.spawn("empty-trash", async move {
+        while stop.run_until_cancelled(layers.trashed()).await.is_some() {
+            let layers = layers.clone();
+            match tokio::task::spawn_blocking(move || layers.empty_trash()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %error.chain(), "Removed layers are still on disk.");
+                }
+                Err(error) => tracing::error!(%error, "Emptying the trash ended early."),
+            }
+        }
+    });
+}

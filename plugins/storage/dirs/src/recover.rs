@@ -1,0 +1,270 @@
+//! Opening an instance, and putting right what a crash left.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use gantry_sdk::{Error, ErrorKind, Result};
+use gantry_sys::path::{
+    Durability, Links, NewDirectory, mkdir_all_beneath, open_root, read_file_bounded,
+    remove_tree_beneath, replace,
+};
+use rustix::fs::Dir;
+
+use crate::layers::{Layers, Slot, Table};
+use crate::record::{Record, State};
+
+/// Changes with every boot. Source: proc_sys_kernel(5).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+impl Layers {
+    /// Opens the instance at `root`, making what is missing, and reads its records.
+    ///
+    /// # Errors
+    ///
+    /// What the file system reported. A record that cannot be read is an error too: guessing would
+    /// remove somebody's data.
+    pub fn open(root: &Path) -> Result<Self> {
+        let fail = |e| Error::internal(format!("cannot open storage {}", root.display()), e);
+        std::fs::create_dir_all(root).map_err(|e| Error::io("make", root.display(), e))?;
+        let root_fd = open_root(root).map_err(fail)?;
+        let open = |name: &str| {
+            let new = NewDirectory { mode: 0o710, owner: None };
+            mkdir_all_beneath(&root_fd, Path::new(name), new, Links::Refuse).map_err(fail)
+        };
+        let (dirs, records, trash) = (open("l")?, open("r")?, open("t")?);
+        let readable = open("")?; // syncfs does not take an `O_PATH` descriptor
+        let table = read_records(&records, root)?;
+        let boot = read_file_bounded(Path::new(BOOT_ID), 64).map_err(fail)?;
+        let same_boot = read_file_bounded(&root.join("boot"), 64).is_ok_and(|old| old == boot);
+        let layers = Self {
+            root: root.to_owned(),
+            root_fd: readable,
+            dirs,
+            records,
+            trash,
+            table: Mutex::new(table),
+            trashed: tokio::sync::Notify::new(),
+            same_boot: AtomicBool::new(same_boot),
+        };
+        layers.number_past_leftovers()?;
+        Ok(layers)
+    }
+
+    /// New layers never take the number of something that is still on disk.
+    fn number_past_leftovers(&self) -> Result<()> {
+        for dir in [&self.dirs, &self.trash] {
+            for name in names(dir, &self.root)? {
+                if let Some(id) = to_id(&name) {
+                    let mut table = self.table();
+                    table.next_id = table.next_id.max(id.saturating_add(1));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes or undoes what was half done; returns the keys that were dropped. Again: nothing
+    /// more. What is not ours is reported in the log and left alone.
+    ///
+    /// # Errors
+    ///
+    /// What the file system reported.
+    pub fn recover(&self) -> Result<Vec<String>> {
+        let dropped = if self.same_boot.load(Relaxed) { Vec::new() } else { self.drop_unsynced()? };
+        let mut known = BTreeSet::new();
+        {
+            let table = self.table();
+            for slot in table.slots.values() {
+                match slot {
+                    Slot::Ready(record) => drop(known.insert(record.id)),
+                    // Somebody is at work: then this is not a start, and nothing is left over.
+                    Slot::Reserved => return Ok(dropped),
+                }
+            }
+        }
+        for name in names(&self.dirs, &self.root)? {
+            match to_id(&name) {
+                Some(id) if known.contains(&id) => {}
+                Some(id) => self.discard(id),
+                None => {
+                    let name = name.escape_ascii().to_string();
+                    tracing::warn!(root = %self.root.display(), name, "Something that is no layer lies among the layers.");
+                }
+            }
+        }
+        if !self.same_boot.load(Relaxed) {
+            let boot = read_file_bounded(Path::new(BOOT_ID), 64)
+                .map_err(|e| Error::internal("cannot read the boot id", e))?;
+            // If a power cut takes this note along, the next start is as careful as this one.
+            replace(&self.root.join("boot"), &boot, Durability::Volatile)
+                .map_err(|e| Error::internal("cannot record the boot id", e))?;
+            self.same_boot.store(true, Relaxed);
+        }
+        self.trashed.notify_one();
+        Ok(dropped)
+    }
+
+    /// Drops the committed layers that a power cut may have damaged. What stands on them stays: the
+    /// layer store makes them again under the same keys.
+    fn drop_unsynced(&self) -> Result<Vec<String>> {
+        let doubtful: Vec<Record> = {
+            let table = self.table();
+            let records = table.slots.values().filter_map(|slot| match slot {
+                Slot::Ready(record) if record.state == State::Committed => Some(record.clone()),
+                _ => None,
+            });
+            records.collect()
+        };
+        for record in &doubtful {
+            self.unrecord(record)?;
+            self.table().forget(&record.key, record.parent.as_ref());
+            self.discard(record.id);
+        }
+        Ok(doubtful.into_iter().map(|record| record.key).collect())
+    }
+
+    /// Deletes what lies in the trash.
+    ///
+    /// # Errors
+    ///
+    /// The last failure; the rest is deleted all the same.
+    pub fn empty_trash(&self) -> Result<()> {
+        let mut outcome = Ok(());
+        for name in names(&self.trash, &self.root)? {
+            if let Err(error) =
+                remove_tree_beneath(&self.trash, Path::new(OsStr::from_bytes(&name)))
+            {
+                let name = name.escape_ascii();
+                outcome =
+                    Err(Error::internal(format!("cannot delete removed layer {name}"), error));
+            }
+        }
+        outcome
+    }
+
+    /// Waits until there may be something in the trash.
+    pub async fn trashed(&self) {
+        self.trashed.notified().await;
+    }
+}
+
+fn to_id(name: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(name).ok()?;
+    let id: u64 = text.parse().ok()?;
+    (id.to_string() == text).then_some(id)
+}
+
+fn names(dir: &OwnedFd, root: &Path) -> Result<Vec<Vec<u8>>> {
+    let fail = |e: rustix::io::Errno| Error::io("list", root.display(), e.into());
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir.as_fd()).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}
+
+fn read_records(records: &OwnedFd, root: &Path) -> Result<Table> {
+    let mut table = Table { next_id: 1, ..Table::default() };
+    for name in names(records, root)? {
+        if let Some(id) = name.strip_suffix(b".new").and_then(to_id) {
+            // A replacement that was not made: the old record counts.
+            let _ =
+                rustix::fs::unlinkat(records, format!("{id}.new"), rustix::fs::AtFlags::empty());
+            continue;
+        }
+        let text = rustix::fs::readlinkat(records, name.as_slice(), Vec::new());
+        let record = text.ok().and_then(|text| {
+            let text = text.into_string().ok()?;
+            Record::decode(to_id(&name)?, &text)
+        });
+        let Some(record) = record else {
+            let what = format!("{}/r/{}", root.display(), name.escape_ascii());
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("cannot understand record {what}"),
+            ));
+        };
+        table.next_id = table.next_id.max(record.id.saturating_add(1));
+        if let Some(Slot::Ready(twin)) = table.slots.get(&record.key) {
+            let (key, a, b) = (&record.key, twin.id, record.id);
+            let why = format!("layer {key} has two records in {}: {a} and {b}", root.display());
+            return Err(Error::new(ErrorKind::Internal, why));
+        }
+        table.insert(record);
+    }
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fill(layer: &crate::NewLayer<'_>) -> Result<()> {
+        layer.make_content()?;
+        layer.make_work()
+    }
+
+    fn restart(dir: &tempfile::TempDir) -> Layers {
+        Layers::open(dir.path()).unwrap()
+    }
+
+    #[test]
+    fn layers_are_found_again_and_half_made_ones_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = restart(&dir);
+        assert_eq!(layers.recover().unwrap(), Vec::<String>::new());
+        layers.prepare("one", None, 9, fill).unwrap();
+        layers.commit("one", "base").unwrap();
+        layers.prepare("two", Some("base"), 9, fill).unwrap();
+        let failing = layers.prepare("bad", Some("base"), 9, |_| Err(Error::invalid("no")));
+        assert_eq!(failing.unwrap_err().kind(), ErrorKind::InvalidArgument);
+        std::fs::create_dir_all(dir.path().join("l/77/fs")).unwrap(); // a crash before the record
+        std::fs::create_dir(dir.path().join("l/lost+found")).unwrap();
+        drop(layers);
+
+        let layers = restart(&dir);
+        assert_eq!(layers.recover().unwrap(), Vec::<String>::new());
+        layers.empty_trash().unwrap();
+        assert!(!dir.path().join("l/77").exists() && dir.path().join("l/lost+found").exists());
+        assert_eq!(layers.chain("two").unwrap().len(), 2);
+        assert_eq!(layers.remove("base").unwrap_err().kind(), ErrorKind::Busy);
+        assert!(layers.prepare("three", None, 9, fill).unwrap().id > 77);
+    }
+
+    #[test]
+    fn after_a_power_cut_only_what_was_synced_is_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = restart(&dir);
+        layers.recover().unwrap();
+        for name in ["synced", "unsynced"] {
+            layers.prepare("key", None, 9, fill).unwrap();
+            layers.commit("key", name).unwrap();
+            if name == "synced" {
+                layers.sync().unwrap();
+            }
+        }
+        layers.prepare("rw", Some("unsynced"), 9, fill).unwrap();
+        drop(layers);
+        assert_eq!(restart(&dir).recover().unwrap(), Vec::<String>::new());
+
+        std::fs::write(dir.path().join("boot"), "another boot").unwrap();
+        let layers = restart(&dir);
+        assert_eq!(layers.recover().unwrap(), ["unsynced"]);
+        assert_eq!(layers.recover().unwrap(), ["unsynced"; 0]);
+        assert!(layers.get("synced").is_ok() && layers.get("rw").is_ok());
+        assert_eq!(layers.chain("rw").unwrap_err().kind(), ErrorKind::NotFound);
+        layers.prepare("again", None, 9, fill).unwrap();
+        layers.commit("again", "unsynced").unwrap();
+        assert_eq!(layers.chain("rw").unwrap().len(), 2);
+        assert_eq!(layers.remove("unsynced").unwrap_err().kind(), ErrorKind::Busy);
+    }
+}
