@@ -258,13 +258,18 @@ fn requests_that_are_too_much() -> TestResult {
     with_busybox(|daemon| {
         let before = what_there_is(daemon)?;
         let long = "x".repeat(200_000);
+        let get = |path: &str, more: &str| {
+            format!("GET {path} HTTP/1.1\r\nHost: d\r\nConnection: close\r\n{more}\r\n")
+        };
+        let create =
+            |more: &str| format!("POST /containers/create HTTP/1.1\r\nHost: d\r\n{more}\r\n{{}}");
         let cases = [
-            ("a long path", format!("GET /containers/{long}/json HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")),
-            ("a long header", format!("GET /_ping HTTP/1.1\r\nHost: d\r\nX-Y: {long}{long}{long}\r\nConnection: close\r\n\r\n")),
-            ("many headers", format!("GET /_ping HTTP/1.1\r\nHost: d\r\n{}Connection: close\r\n\r\n", "A: b\r\n".repeat(5000))),
+            ("a long path", get(&format!("/containers/{long}/json"), "")),
+            ("a long header", get("/_ping", &format!("X-Y: {long}{long}{long}\r\n"))),
+            ("many headers", get("/_ping", &"A: b\r\n".repeat(5000))),
             ("no request at all", "\x16\x03\x01\x02\0nonsense\r\n\r\n".to_owned()),
-            ("a length that is none", "POST /containers/create HTTP/1.1\r\nHost: d\r\nContent-Length: many\r\n\r\n".to_owned()),
-            ("two lengths", "POST /containers/create HTTP/1.1\r\nHost: d\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}".to_owned()),
+            ("a length that is none", create("Content-Length: many\r\n")),
+            ("two lengths", create("Content-Length: 1\r\nContent-Length: 2\r\n")),
         ];
         for (what, bytes) in cases {
             // An answer, as long as it is no accident, or a closed connection.

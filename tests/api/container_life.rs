@@ -14,7 +14,8 @@ fn a_container_goes_through_its_states() -> TestResult {
     with_busybox(|daemon| {
         let state =
             |name: &str| daemon.ok(format!("inspect --format '{{{{.State.Status}}}}' {name}"));
-        let id = daemon.ok("create --name life busybox sh -c 'trap \"exit 3\" TERM; while :; do sleep 1 & wait $!; done'")?;
+        let id = daemon.ok("create --name life busybox \
+             sh -c 'trap \"exit 3\" TERM; while :; do sleep 1 & wait $!; done'")?;
         assert_eq!((id.len(), state("life")?.as_str()), (64, "created"));
         assert_eq!(daemon.ok("start life")?, "life");
         assert_eq!(state("life")?, "running");
@@ -77,7 +78,8 @@ fn names_ids_and_parts_of_ids_find_a_container() -> TestResult {
 #[test]
 fn signals_go_by_name_and_number() -> TestResult {
     with_busybox(|daemon| {
-        let script = "sh -c 'trap \"echo hup\" HUP; trap \"echo usr\" USR1; echo ready; while :; do sleep 1 & wait $!; done'";
+        let script = "sh -c 'trap \"echo hup\" HUP; trap \"echo usr\" USR1; echo ready; \
+            while :; do sleep 1 & wait $!; done'";
         daemon.ok(format!("run -d --name ears busybox {script}"))?;
         let heard = |what: &str| {
             wait_until(what, 5, || Ok(daemon.ok("logs ears")?.lines().any(|l| l == what)))

@@ -49,10 +49,11 @@ fn every_flag_of_existing_units_is_understood() -> TestResult {
         let file = daemon.path("other.json");
         std::fs::write(&file, "{}")?;
         let flags = "--validate -H fd:// --containerd=/run/containerd/containerd.sock -D -l warn \
-            --userland-proxy-path=/usr/bin/docker-proxy --default-ulimit nofile=1024:2048 --bip 10.9.0.1/16 \
-            --label a=b --storage-driver overlay2 --exec-opt native.cgroupdriver=cgroupfs \
+            --userland-proxy-path=/usr/bin/docker-proxy --default-ulimit nofile=1024:2048 \
+            --bip 10.9.0.1/16 --label a=b --storage-driver overlay2 --exec-opt native.cgroupdriver=cgroupfs \
             --insecure-registry registry.test:5000 --registry-mirror https://mirror.test --mtu 1400 \
-            --log-driver json-file --log-opt max-size=1m --iptables=true --ip-forward --live-restore=false";
+            --log-driver json-file --log-opt max-size=1m \
+            --iptables=true --ip-forward --live-restore=false";
         let valid = gantryd(daemon, &format!("{flags} --config-file {}", file.display()))?;
         assert_eq!(valid.status, 0, "{valid}");
         let wrong = gantryd(daemon, "--no-such-flag")?;
@@ -123,7 +124,8 @@ fn the_other_storage_driver_does_the_same() -> TestResult {
     daemon_test_with(Setup::arguments("--storage-driver vfs"), |daemon| {
         daemon.load(gantry_test_harness::fixtures::Fixture::Layered)?;
         assert_eq!(daemon.get("/info")?["Driver"], "vfs");
-        let seen = daemon.ok("run --name box layered sh -c 'cat /data/changed; ls /data/hidden; rm /data/kept; ls /data/kept'");
+        let seen = daemon.ok("run --name box layered \
+             sh -c 'cat /data/changed; ls /data/hidden; rm /data/kept; ls /data/kept'");
         assert!(seen.is_err_and(|e| e.to_string().contains("from layer 3\nabove")));
         Ok(())
     })

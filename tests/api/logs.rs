@@ -123,7 +123,8 @@ fn the_log_file_has_the_form_that_collectors_read() -> TestResult {
 #[test]
 fn long_lines_and_bytes_of_any_kind_survive() -> TestResult {
     with_busybox(|daemon| {
-        daemon.ok("run --name long busybox sh -c 'head -c 100000 /dev/zero | tr \"\\0\" x; echo; echo end'")?;
+        daemon.ok("run --name long busybox \
+             sh -c 'head -c 100000 /dev/zero | tr \"\\0\" x; echo; echo end'")?;
         let lines = daemon.ok("logs long")?;
         let lengths: Vec<_> = lines.lines().map(str::len).collect();
         assert_eq!(lengths, [100_000, 3]);

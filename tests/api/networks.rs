@@ -41,7 +41,8 @@ fn another_containers_network_can_be_joined() -> TestResult {
     with_busybox(|daemon| {
         sleeper(daemon, "first", "--hostname named")?;
         let own = daemon.ok("exec first sh -c 'readlink /proc/self/ns/net; hostname'")?;
-        let joined = daemon.ok("run --rm --network container:first busybox sh -c 'readlink /proc/self/ns/net; hostname'")?;
+        let joined = daemon.ok("run --rm --network container:first busybox \
+             sh -c 'readlink /proc/self/ns/net; hostname'")?;
         assert_eq!(joined, own);
         let said = daemon.fails("run --rm --network container:nosuch busybox true")?;
         assert!(said.contains("nosuch"), "{said}");

@@ -11,7 +11,8 @@ use crate::support::{sleeper, with_busybox};
 /// Answers every connection to `port` with `answer`.
 fn server(daemon: &TestDaemon, name: &str, options: &str, port: u16, answer: &str) -> TestResult {
     daemon.ok(format!(
-        "run -d --name {name} {options} busybox sh -c 'while :; do nc -l -p {port} -e echo {answer}; done'"
+        "run -d --name {name} {options} busybox \
+         sh -c 'while :; do nc -l -p {port} -e echo {answer}; done'"
     ))?;
     Ok(())
 }
@@ -157,7 +158,8 @@ fn a_port_has_one_owner() -> TestResult {
 fn the_source_address_of_a_client_is_kept() -> TestResult {
     with_busybox(|daemon| {
         let world = another_machine(daemon)?;
-        daemon.ok("run -d --name peer -p 8080:80 busybox sh -c 'while :; do nc -l -p 80 -e netstat -tn; done'")?;
+        daemon.ok("run -d --name peer -p 8080:80 busybox \
+             sh -c 'while :; do nc -l -p 80 -e netstat -tn; done'")?;
         let seen = ask(&world, "192.0.2.1", 8080)?;
         assert!(seen.contains("192.0.2.2:"), "{seen}");
         daemon.ok("rm --force peer")?;

@@ -236,7 +236,8 @@ fn stopping_uses_the_containers_signal_and_patience() -> TestResult {
         daemon.ok("stop asks")?;
         assert_eq!(daemon.inspect("asks")?["State"]["ExitCode"], 42);
 
-        daemon.ok("run -d --name deaf --stop-timeout 1 busybox sh -c 'trap : TERM; while :; do sleep 1; done'")?;
+        daemon.ok("run -d --name deaf --stop-timeout 1 busybox \
+             sh -c 'trap : TERM; while :; do sleep 1; done'")?;
         let start = std::time::Instant::now();
         daemon.ok("stop deaf")?;
         let took = start.elapsed().as_millis();
@@ -269,7 +270,8 @@ fn a_whole_distribution_runs() -> TestResult {
     daemon_test(|daemon| {
         gantry_test_harness::requires!("debootstrap");
         daemon.load(Fixture::Debian)?;
-        let seen = daemon.ok("run --rm debian bash -c '. /etc/os-release; echo $ID; dpkg --list | wc -l; perl -e \"print 6*7\"'")?;
+        let seen = daemon.ok("run --rm debian \
+             bash -c '. /etc/os-release; echo $ID; dpkg --list | wc -l; perl -e \"print 6*7\"'")?;
         assert!(seen.starts_with("debian\n") && seen.ends_with("42"), "{seen}");
         daemon.ok(
             "run --name edits debian bash -c 'useradd --create-home someone && su someone -c id'",

@@ -190,7 +190,8 @@ fn namespaces_can_be_shared() -> TestResult {
         let shared = daemon.ok("run --rm --ipc container:first busybox df -k /dev/shm")?;
         assert!(shared.contains(" 1024 "), "{shared}");
         let own = daemon.sandbox().sh("readlink /proc/self/ns/uts /proc/self/ns/pid")?;
-        let seen = daemon.ok("run --rm --uts host --pid host busybox sh -c 'readlink /proc/self/ns/uts; readlink /proc/self/ns/pid'")?;
+        let seen = daemon.ok("run --rm --uts host --pid host busybox \
+             sh -c 'readlink /proc/self/ns/uts; readlink /proc/self/ns/pid'")?;
         assert_eq!(seen, own);
         let said = daemon.fails("run --rm --pid container:nosuch busybox true")?;
         assert!(said.contains("nosuch"), "{said}");

@@ -79,7 +79,8 @@ fn an_empty_volume_gets_what_the_image_has_there() -> TestResult {
         )?;
         assert_eq!(owner, "1000:1000 750\n1000:1000 600");
         // Only an empty one, and not when told not to.
-        daemon.ok("run --rm --user 0 -v seeded:/data --entrypoint sh configured -c 'echo changed > /data/seed'")?;
+        daemon.ok("run --rm --user 0 -v seeded:/data --entrypoint sh configured \
+             -c 'echo changed > /data/seed'")?;
         assert_eq!(daemon.ok(format!("run --rm -v seeded:/data {look}"))?, "changed");
         let said = daemon.fails(format!("run --rm --user 0 -v bare:/data:nocopy {look}"))?;
         assert!(said.contains("No such file"), "{said}");
@@ -149,7 +150,8 @@ fn mounts_made_later_travel_as_told() -> TestResult {
 #[test]
 fn the_long_form_says_everything() -> TestResult {
     with_busybox(|daemon| {
-        daemon.ok("run --rm -v tree:/t busybox sh -c 'mkdir -p /t/a/b; echo deep > /t/a/b/file; ln -s /etc /t/out'")?;
+        daemon.ok("run --rm -v tree:/t busybox \
+             sh -c 'mkdir -p /t/a/b; echo deep > /t/a/b/file; ln -s /etc /t/out'")?;
         let run = |mount: &serde_json::Value, command: &str| -> anyhow::Result<_> {
             let body = json!({
                 "Image": "busybox", "Cmd": ["sh", "-c", command], "HostConfig": {"Mounts": [mount]},

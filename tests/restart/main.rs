@@ -18,7 +18,8 @@ const ROUNDS: usize = 50;
 fn what_runs_goes_on_and_is_found_again() -> TestResult {
     daemon_test(|daemon| {
         daemon.load_busybox()?;
-        daemon.ok("run -d --name counts busybox sh -c 'i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done'")?;
+        daemon.ok("run -d --name counts busybox \
+             sh -c 'i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done'")?;
         daemon.ok("run -d -i --name reads busybox sh -c 'read x; echo got $x; exit 3'")?;
         daemon.ok(format!("run -d --name web -p 8080:80 busybox {UNTIL_TOLD}"))?;
         let pid = |daemon: &TestDaemon, name: &str| -> Result<Value> {

@@ -1,8 +1,8 @@
 //! What there was before, what is left after.
 //!
 //! A [`Snapshot`] is taken when the daemon is ready and has done nothing yet, and again after the
-//! test's containers, volumes, networks and images were removed through the API. Whatever the second has and
-//! the first had not is a leak.
+//! test's containers, volumes, networks and images were removed through the API. Whatever the
+//! second has and the first had not is a leak.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -41,6 +41,6 @@ macro_rules! requires {
         (!$crate::requires::is_root()).then(|| "needs root".to_owned())
     };
     (@missing $program:literal) => {
-        (!$crate::requires::has_program($program)).then(|| format!("needs the program {}", $program))
+        (!$crate::requires::has_program($program)).then(|| concat!("needs ", $program).to_owned())
     };
 }

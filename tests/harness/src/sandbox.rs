@@ -137,7 +137,7 @@ impl Sandbox {
         let target = other.init;
         let (link, address) = here;
         let (peer, peer_address) = there;
-        // The peer's namespace is named by the machine's pid, so this runs outside the pid namespace.
+        // The peer's namespace is named by the machine's pid: not to be run in the pid namespace.
         let mut sh = self.network_command("sh");
         sh.args([
             "-ec",
