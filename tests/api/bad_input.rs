@@ -70,11 +70,9 @@ fn values_that_cannot_be() -> TestResult {
     with_busybox(|daemon| {
         sleeper(daemon, "box", "")?;
         let create = "/containers/create";
-        let cases: [Case<'_>; 21] = [
+        let cases: [Case<'_>; 19] = [
             ("POST", create, r#"{"Image":"nosuch:1"}"#, &[404], "No such image: nosuch:1"),
             ("POST", create, r#"{"Image":"UPPER:1"}"#, &[400], "reference"),
-            ("POST", create, r#"{"Image":"busybox","Cmd":["a\u0000b"]}"#, &[400], ""),
-            ("POST", create, r#"{"Image":"busybox","Env":["A\u0000=b"]}"#, &[400], ""),
             ("POST", create, r#"{"Image":"busybox","Env":["=b"]}"#, &[400], "environment variable"),
             ("POST", create, r#"{"Image":"busybox","StopSignal":"NOPE"}"#, &[400], "nope"),
             (

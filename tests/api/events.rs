@@ -67,7 +67,7 @@ fn filters_choose_and_images_and_volumes_tell_too() -> TestResult {
         assert_eq!(actions(&volumes), ["destroy"]);
         let named = since_the_start(daemon, r#"{"container":["box"]}"#)?;
         assert_eq!(actions(&named), ["create"]);
-        let none = since_the_start(daemon, r#"{"container":["other"]}"#)?;
+        let none = since_the_start(daemon, r#"{"container":["nobody"]}"#)?;
         assert!(none.is_empty(), "{none:?}");
         Ok(())
     })
