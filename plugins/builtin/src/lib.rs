@@ -4,11 +4,24 @@
 //! the daemon would start without it and without a word. Mentioning it here keeps it; the test below
 //! notices if that ever stops being enough.
 
+use gantry_container as _;
 use gantry_content as _;
+use gantry_events as _;
+use gantry_image as _;
 use gantry_ipam as _;
+use gantry_log_json_file as _;
+use gantry_log_none as _;
+use gantry_network as _;
 use gantry_network_bridge as _;
 use gantry_network_host as _;
 use gantry_network_null as _;
+use gantry_runtime_oci as _;
+use gantry_storage as _;
+use gantry_storage_overlay2 as _;
+use gantry_storage_vfs as _;
+use gantry_system as _;
+use gantry_volume as _;
+use gantry_volume_local as _;
 
 use gantry_sdk::Registration;
 

@@ -74,7 +74,7 @@ static DESCRIPTOR: Descriptor = Descriptor {
         Need::Kind("metadata"),
         Need::Kind("layers"),
         Need::Kind("images"),
-        Need::Kind("volumes"),
+        Need::Optional("volumes"),
         Need::Kind("networks"),
         Need::Kind("log"),
         Need::Kind("runtime"),

@@ -81,9 +81,9 @@ async fn hold_volumes<'a>(
     cx: &Ctx,
     records: impl Iterator<Item = &'a Record>,
 ) -> Result<()> {
-    let volumes = engine.registry.only::<Volumes>()?;
     for record in records {
         for name in record.volumes() {
+            let volumes = engine.registry.only::<Volumes>()?;
             if let Err(error) = volumes.hold(cx, name, record.id.as_str()).await {
                 tracing::warn!(container = %record.id, volume = name, error = %error.chain(), "A container's volume is missing.");
             }

@@ -30,7 +30,7 @@ pub const KEYS: &[ConfigKey] = &[
 ];
 
 /// The runtime of containers that name none.
-pub const DEFAULT_RUNTIME: &str = "gantry";
+pub const DEFAULT_RUNTIME: &str = "runc";
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]

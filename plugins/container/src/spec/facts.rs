@@ -150,8 +150,8 @@ impl Default for Defaults {
             init: false,
             no_new_privileges: false,
             ulimits: Vec::new(),
-            runtime: "gantry".into(),
-            runtimes: BTreeSet::from(["gantry".into()]),
+            runtime: "runc".into(),
+            runtimes: BTreeSet::from(["runc".into()]),
             seccomp_profile: "builtin".into(),
             apparmor_profile: None,
         }
