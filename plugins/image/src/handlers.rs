@@ -6,12 +6,14 @@ use gantry_sdk::api::{ApiVersion, ObjectKind};
 use gantry_sdk::{Ctx, Error, Request, Response, Result};
 use http::StatusCode;
 
+use crate::import::{self, Import};
 use crate::list::{self, Query};
 use crate::load::ingest::{Archive, Sink, with_body};
 use crate::platform::Platform;
 use crate::reference::Reference;
+use crate::remove::{self, Options};
 use crate::store::Store;
-use crate::{inspect, load};
+use crate::{inspect, load, save};
 
 /// `POST /images/load`
 ///
@@ -129,4 +131,108 @@ pub async fn tag(store: Arc<Store>, req: Request) -> Result<Response> {
     let id = store.index().resolve(req.param("name"), None)?.id.clone();
     store.tag(&req.ctx(), &id, &reference).await?;
     Ok(Response::empty(StatusCode::CREATED))
+}
+
+/// `DELETE /images/{name}`
+///
+/// `200` with what was removed; `404`; `409` with what stands against it.
+pub async fn remove(store: Arc<Store>, req: Request) -> Result<Response> {
+    let name = req.param("name");
+    if name.trim().is_empty() {
+        return Err(Error::invalid("image name cannot be blank"));
+    }
+    let mut wanted = Vec::new();
+    if req.version >= ApiVersion::v1(50) {
+        for text in req.query.all("platforms") {
+            wanted.push(Platform::parse_json(text)?);
+        }
+    }
+    if wanted.len() > 1 {
+        return Err(Error::invalid("multiple platforms are not supported"));
+    }
+    let options = Options { force: req.query.bool("force"), parents: !req.query.bool("noprune") };
+    // Begun is finished, whether the client waits or not.
+    let cx = Ctx { caller: Some(req.id.clone()), ..Ctx::background() };
+    let done = remove::remove(&store, &cx, name, wanted.first(), options).await?;
+    Response::ok(&done)
+}
+
+/// `POST /images/prune`
+///
+/// `200` with what was removed; `400` for filters it does not know; `409` while another one runs.
+pub async fn prune(store: Arc<Store>, req: Request) -> Result<Response> {
+    let filters = req.filters(remove::PRUNE_FILTERS)?;
+    Response::ok(&remove::prune(&store, &req.ctx(), &filters).await?)
+}
+
+/// `GET /images/get` and `GET /images/{name}/get`
+///
+/// `200` with an archive; `404` for a name that means nothing.
+pub async fn save(store: Arc<Store>, req: Request) -> Result<Response> {
+    let wanted = platforms(&req)?;
+    let lease = store.lease().await;
+    let index = store.index();
+    let selected = match req.param("name") {
+        "" => save::select(&index, req.query.all("names"), &wanted)?,
+        name => save::select(&index, std::iter::once(name), &wanted)?,
+    };
+    let (sender, response) = Response::stream("application/x-tar");
+    let cx = req.ctx();
+    store.tasks.clone().spawn("image-save", async move {
+        save::save(store.clone(), cx, selected, sender).await;
+        drop(lease);
+        store.tidy(&Ctx::background()).await;
+    });
+    Ok(response)
+}
+
+/// `POST /images/create`
+///
+/// With `fromSrc=-` an import: `200` with the id; `400` for names, changes and archives. With
+/// `fromImage` a pull, which needs a client for registries: `501`.
+pub async fn create(store: Arc<Store>, mut req: Request) -> Result<Response> {
+    let text = req.query.str("platform");
+    let platform = match text {
+        text if req.version >= ApiVersion::v1(32) && !text.is_empty() => {
+            Some(Platform::parse(text)?)
+        }
+        _ => None,
+    };
+    let (image, source) = (req.query.str("fromImage"), req.query.str("fromSrc"));
+    if !image.is_empty() {
+        Reference::parse(image.trim_end_matches(':'))?;
+        return Err(Error::unsupported(format!(
+            "cannot pull {image}: this daemon has no plugin that talks to registries; load an \
+             archive instead"
+        )));
+    }
+    if source != "-" {
+        return Err(match source {
+            "" => Error::invalid("either fromImage or fromSrc is required"),
+            _ => Error::unsupported(format!(
+                "cannot import {source:.200}: importing from an address is not supported; send \
+                 the archive as the body of the request (fromSrc=-)"
+            )),
+        });
+    }
+    let message = match req.query.str("message") {
+        "" => "Imported from -".to_owned(),
+        message => message.to_owned(),
+    };
+    let import = Import {
+        reference: Reference::from_repo_and_tag(req.query.str("repo"), req.query.str("tag"))?,
+        message,
+        changes: req.query.all("changes").map(str::to_owned).collect(),
+        platform,
+    };
+    let lease = store.lease().await;
+    let body = std::mem::replace(&mut req.body, gantry_sdk::route::empty_body());
+    let imported = import::import(&store, &req.ctx(), body, import).await;
+    drop(lease);
+    store.litter(&Ctx::background()).await;
+    let status = gantry_api::ProgressMessage::status("", imported?.to_string());
+    let mut line =
+        serde_json::to_vec(&status).map_err(|e| Error::internal("cannot encode the id", e))?;
+    line.extend_from_slice(b"\r\n");
+    Ok(Response::full(StatusCode::OK, "application/json", line))
 }

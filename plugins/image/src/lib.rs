@@ -9,7 +9,8 @@
 //! - [`reference`], [`platform`], [`config`], [`time`]: text that is parsed once
 //! - [`record`], [`index`], [`store`]: the truth, the view of it, and what may change it when
 //! - [`handlers`]: request → one call → response
-//! - [`load`]: archives; [`list`], [`inspect`]: what is here
+//! - [`load`], [`import`] with [`changes`], [`save`]: archives
+//! - [`list`], [`inspect`]: what is here; [`remove`]: what goes
 //! - [`sources`]: rows of `/info` and `/system/df`
 //!
 //! # Invariants
@@ -34,12 +35,14 @@ use gantry_sdk::kinds::layers::Layers;
 use gantry_sdk::kinds::metadata::Metadata;
 use gantry_sdk::registry::Kind as _;
 use gantry_sdk::{
-    Context, Ctx, Descriptor, Init, Method, Need, Phase, Plugin, Provide, Registration, Result,
-    RouteDecl, Shape,
+    ApiVersion, Context, Ctx, Descriptor, Init, Method, Need, Phase, Plugin, Provide, Registration,
+    Result, RouteDecl, Shape,
 };
 
+pub mod changes;
 pub mod config;
 pub mod handlers;
+pub mod import;
 pub mod index;
 pub mod inspect;
 pub mod list;
@@ -47,6 +50,8 @@ pub mod load;
 pub mod platform;
 pub mod record;
 pub mod reference;
+pub mod remove;
+pub mod save;
 pub mod sources;
 pub mod store;
 pub mod time;
@@ -66,6 +71,11 @@ static DESCRIPTOR: Descriptor = Descriptor {
         RouteDecl::new("inspect", Method::Get, "/images/{name..}/json"),
         RouteDecl::new("history", Method::Get, "/images/{name..}/history"),
         RouteDecl::new("tag", Method::Post, "/images/{name..}/tag"),
+        RouteDecl::new("save-one", Method::Get, "/images/{name..}/get").shaped(Shape::Stream),
+        RouteDecl::new("save", Method::Get, "/images/get").shaped(Shape::Stream),
+        RouteDecl::new("remove", Method::Delete, "/images/{name..}"),
+        RouteDecl::new("prune", Method::Post, "/images/prune").since(ApiVersion::v1(25)),
+        RouteDecl::new("create", Method::Post, "/images/create").shaped(Shape::Stream),
         RouteDecl::new("load", Method::Post, "/images/load").shaped(Shape::Stream),
     ],
     ..Descriptor::new("image", Phase::Image)
@@ -96,6 +106,11 @@ impl Plugin for ImagePlugin {
         cx.route("inspect", &store, handlers::inspect);
         cx.route("history", &store, handlers::history);
         cx.route("tag", &store, handlers::tag);
+        cx.route("save-one", &store, handlers::save);
+        cx.route("save", &store, handlers::save);
+        cx.route("remove", &store, handlers::remove);
+        cx.route("prune", &store, handlers::prune);
+        cx.route("create", &store, handlers::create);
         cx.route("load", &store, handlers::load);
         Ok(Init::Ready)
     }

@@ -42,6 +42,21 @@ impl Platform {
         Self::new("linux", architecture, "")
     }
 
+    /// Operating system.
+    pub fn os(&self) -> &str {
+        &self.os
+    }
+
+    /// Architecture.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// Variant; empty for the usual one.
+    pub fn variant(&self) -> &str {
+        &self.variant
+    }
+
     /// Parses `os[/arch[/variant]]` or a known architecture alone.
     ///
     /// # Errors
