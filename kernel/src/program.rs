@@ -32,8 +32,8 @@ pub const REVISION: &str = match option_env!("GANTRY_REVISION") {
     Some(revision) => revision,
     None => "unknown",
 };
-/// The stack of a worker thread. Handlers keep their data on the heap.
-const WORKER_STACK: usize = 1 << 20;
+/// The stack of a worker thread: address space, of which only what is used takes memory.
+const WORKER_STACK: usize = 2 << 20;
 /// Threads for blocking work at most; idle ones end after some seconds.
 const BLOCKING_THREADS: usize = 128;
 

@@ -28,6 +28,7 @@ const ROUTES: &[RouteDecl] = &[
     RouteDecl::new("fail", Method::Get, "/fail/{kind}"),
     RouteDecl::new("slow", Method::Get, "/slow"),
     RouteDecl::new("flood", Method::Get, "/flood").shaped(Shape::Stream),
+    RouteDecl::new("quiet", Method::Get, "/quiet").shaped(Shape::Stream),
     RouteDecl::new("attach", Method::Post, "/attach/{name}").shaped(Shape::Hijack),
     RouteDecl::new("ws", Method::Get, "/ws").shaped(Shape::Upgrade),
 ];
@@ -135,6 +136,15 @@ fn wire() -> &'static Registration {
             cx.route("fail", &seen, fail);
             cx.route("slow", &seen, slow);
             cx.route("flood", &seen, flood);
+            cx.route("quiet", &seen, |_, request: Request| async move {
+                let (sender, response) = Response::stream("application/json");
+                #[expect(clippy::disallowed_methods, reason = "a test has no owner for tasks")]
+                tokio::spawn(async move {
+                    request.gone.cancelled().await;
+                    drop(sender);
+                });
+                Ok(response)
+            });
             cx.route("attach", &seen, attach);
             cx.route("ws", &seen, |seen, _| async {
                 let mut response = Response::hijack("x/y", |io| conversation(seen, io))
@@ -441,6 +451,17 @@ async fn a_slow_reader_stops_the_writer_and_a_gone_one_ends_it() {
     assert!(!SEEN.gone.load(Relaxed));
     drop(stream);
     until(|| SEEN.gone.load(Relaxed)).await;
+    node.stop().await;
+}
+
+/// `wait` tells its client that it waits before there is anything to say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_head_of_a_stream_does_not_wait_for_its_body() {
+    let node = node().await;
+    let mut stream = node.connect().await;
+    stream.write_all(b"GET /quiet HTTP/1.1\r\nHost: d\r\n\r\n").await.unwrap();
+    assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 200 OK"));
+    drop(stream);
     node.stop().await;
 }
 

@@ -48,7 +48,7 @@ pub fn changes(old: &Config, new: &Config, descriptors: &[&Descriptor]) -> Chang
 }
 
 /// A key that several plugins read is reloadable only if all of them can.
-fn is_reloadable(key: &str, descriptors: &[&Descriptor]) -> bool {
+pub(crate) fn is_reloadable(key: &str, descriptors: &[&Descriptor]) -> bool {
     let mut claims =
         descriptors.iter().flat_map(|d| d.config).filter(|claim| claim.name == key).peekable();
     KERNEL_KEYS.contains(&key) || (claims.peek().is_some() && claims.all(|claim| claim.reloadable))

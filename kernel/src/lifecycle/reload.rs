@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::logging::LogControl;
 use super::view::View;
-use crate::config::reload::{Changes, changes, merged};
+use crate::config::reload::{Changes, changes, is_reloadable, merged};
 use crate::config::{Config, ConfigError, Environment, Flags};
 use crate::graph::boot::Running;
 
@@ -102,19 +102,20 @@ impl Reloader<'_> {
         Ok(agreed)
     }
 
-    /// The reference engine reports the values in force after every reload, changed or not.
+    /// The reference engine reports every value that can be reloaded, changed or not. Others stay
+    /// out: log options and proxies may hold secrets.
     fn event(&self, next: &Config) -> Event {
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let event = Event::now("daemon", "reload", self.id).with("name", name.trim());
-        next.values
-            .iter()
-            .filter(|(key, _)| !matches!(key.as_str(), "http-proxy" | "https-proxy"))
-            .fold(event, |event, (key, value)| {
+        next.values.iter().filter(|(key, _)| is_reloadable(key, self.descriptors)).fold(
+            event,
+            |event, (key, value)| {
                 let text = match value {
                     Value::String(text) => text.clone(),
                     other => other.to_string(),
                 };
                 event.with(key, text)
-            })
+            },
+        )
     }
 }

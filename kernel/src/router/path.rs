@@ -1,5 +1,7 @@
 //! A request's path: percent-decoded, split, and without its version prefix.
 
+use std::borrow::Cow;
+
 use percent_encoding::percent_decode_str;
 
 /// A path that is not served, whatever routes there are.
@@ -34,6 +36,7 @@ impl RequestPath {
         {
             return Err(Unservable);
         }
+        let decoded = collapse(&decoded);
         Ok(match split_version(&decoded) {
             Some((version, path)) => {
                 Self { version: Some(version.to_owned()), path: path.to_owned() }
@@ -47,6 +50,21 @@ impl RequestPath {
     pub fn segments(&self) -> Vec<&str> {
         self.path.strip_prefix('/').unwrap_or(&self.path).split('/').collect()
     }
+}
+
+/// Several slashes in a row as one. The reference engine redirects to such a path instead, which
+/// clients follow; some of them put a name with its leading slash into a path.
+fn collapse(path: &str) -> Cow<'_, str> {
+    if !path.contains("//") {
+        return Cow::Borrowed(path);
+    }
+    let mut collapsed = String::with_capacity(path.len());
+    for letter in path.chars() {
+        if letter != '/' || !collapsed.ends_with('/') {
+            collapsed.push(letter);
+        }
+    }
+    Cow::Owned(collapsed)
 }
 
 /// Every `%` is followed by two hexadecimal digits.
@@ -82,6 +100,7 @@ mod tests {
             ("/v1..2/a", Some("1..2"), "/a"),
             ("/images/a%2Fb:c%40d/json", None, "/images/a/b:c@d/json"),
             ("/v1.41/networks/", Some("1.41"), "/networks/"),
+            ("//v1.41//containers//name/json", Some("1.41"), "/containers/name/json"),
         ];
         for (raw, version, path) in cases {
             let parsed = RequestPath::parse(raw).unwrap();
