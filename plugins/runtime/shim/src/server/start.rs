@@ -11,7 +11,7 @@ use gantry_shim_protocol::{
     ExecHead, Failure, IdMap, LaunchHead, Namespace, NamespaceMode, Namespaces, Phase, Reply,
     SOCKET_NAME, Stage, is_plain_id,
 };
-use gantry_sys::cgroup::{Group, Version};
+use gantry_sys::cgroup::{Group, Plan, Step, Version};
 use gantry_sys::process::{
     CloneFlags, Cloned, clone_process, mount_namespace_of, send_signal, trim_heap, wait_for,
 };
@@ -104,15 +104,11 @@ impl Shim {
             true => Some(own_program()?),
             false => None,
         };
-        // On v2 the process is born in its group; on v1 the groups are made while it sets up, and it
-        // joins them itself.
-        let born_inside = !head.group.dirs.is_empty()
-            && head.group.dirs.iter().all(|dir| dir.version == Version::V2);
-        let mut into = None;
-        if born_inside {
-            head.plan.execute().at(Stage::Cgroup)?;
-            into = Some(open_group(&head.group)?);
-        }
+        // The process is born in its v2 group; those of v1 are made while it sets up, and it joins
+        // them itself.
+        let (v2_steps, v1_steps) = split(&head.plan, &head.group);
+        v2_steps.execute().at(Stage::Cgroup)?;
+        let into = open_v2_group(&head.group)?;
         let birthplace = match head.namespaces.get(Namespace::Pid) {
             Some(NamespaceMode::Join(index)) => {
                 let fd = fds.get(usize::from(index)).ok_or(Errno::BADF);
@@ -132,13 +128,12 @@ impl Shim {
                 ends: program_ends(ends),
                 voice: Voice(voice),
                 own_program,
-                joined: born_inside,
                 start,
             }),
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop((ends, voice));
-        let outcome = prepare(head, pid, born_inside).and_then(|()| {
+        let outcome = prepare(head, pid, &v1_steps).and_then(|()| {
             say_go(&status).during(Stage::State, || "let the new process go on".to_owned())
         });
         if let Err(failure) = outcome {
@@ -183,11 +178,7 @@ impl Shim {
         }
         let Some(init) = self.first() else { return Ok(()) };
         let (status, voice) = socket::pair().at(Stage::Io)?;
-        let born_inside = container.group.dirs.iter().all(|dir| dir.version == Version::V2);
-        let into = match born_inside && !container.group.dirs.is_empty() {
-            true => Some(open_group(&container.group)?),
-            false => None,
-        };
+        let into = open_v2_group(&container.group)?;
         let birthplace = if container.own_pids {
             Birthplace::Process(init.pidfd.as_fd())
         } else {
@@ -202,7 +193,6 @@ impl Shim {
                 init: init.pidfd.as_fd(),
                 user_namespace: container.own_users,
                 group: &container.group,
-                joined: into.is_some(),
                 terminal: head.stdio.terminal,
             }),
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
@@ -435,15 +425,13 @@ fn clone_in(
 }
 
 /// What only the parent can do for a new process, before it goes on.
-fn prepare(head: &LaunchHead, pid: Pid, born_inside: bool) -> Result<(), Failure> {
-    if !born_inside {
-        head.plan.execute().at(Stage::Cgroup)?;
-    }
+fn prepare(head: &LaunchHead, pid: Pid, v1_steps: &Plan) -> Result<(), Failure> {
+    v1_steps.execute().at(Stage::Cgroup)?;
     if let Some((users, groups)) = &head.id_maps {
         write_map(pid, "uid_map", users)?;
         write_map(pid, "gid_map", groups)?;
         // In its user namespace it is nobody outside, and may not join by itself.
-        if !born_inside {
+        if head.group.dirs.iter().any(|dir| dir.version == Version::V1) {
             head.group.add(pid.as_raw_nonzero().get().unsigned_abs()).at(Stage::Cgroup)?;
         }
     }
@@ -471,11 +459,27 @@ fn write_proc(pid: Pid, file: &str, content: &str) -> Result<(), Errno> {
     rustix::io::write(fd, content.as_bytes()).map(|_| ())
 }
 
-fn open_group(group: &Group) -> Result<OwnedFd, Failure> {
-    let dir = group.unified().map(|dir| dir.dir.clone()).unwrap_or_default();
+/// Parts a plan into what is about the v2 hierarchy and the rest.
+fn split(plan: &Plan, group: &Group) -> (Plan, Plan) {
+    let v2 = group.unified().map(|dir| dir.mount.as_path());
+    let is_v2 = |step: &Step| {
+        let place = match step {
+            Step::MakeDir(dir) | Step::InheritCpuset(dir) => dir,
+            Step::Enable { dir, .. } | Step::Devices { dir, .. } => dir,
+            Step::Write(write) | Step::WriteEither(write, _) => &write.file,
+        };
+        v2.is_some_and(|v2| place.starts_with(v2))
+    };
+    let (first, rest) = plan.steps.iter().cloned().partition(is_v2);
+    (Plan { steps: first }, Plan { steps: rest })
+}
+
+fn open_v2_group(group: &Group) -> Result<Option<OwnedFd>, Failure> {
+    let Some(dir) = group.unified() else { return Ok(None) };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(&dir, flags, Mode::empty())
-        .during(Stage::Cgroup, || format!("open {}", dir.display()))
+    rustix::fs::open(&dir.dir, flags, Mode::empty())
+        .map(Some)
+        .during(Stage::Cgroup, || format!("open {}", dir.dir.display()))
 }
 
 /// The program this process runs, for another exec of it.

@@ -9,9 +9,11 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::path::Path;
 
-/// Moves this process, which has one thread, into every group.
+/// Moves this process, which has one thread, into the v1 groups. Into that of v2 it was born:
+/// writing to `cgroup.procs` there takes the kernel up to ten milliseconds.
 pub(crate) fn join(group: &Group) -> Result<(), Failure> {
-    for file in group.join_files() {
+    for dir in group.dirs.iter().filter(|dir| dir.version == Version::V1) {
+        let file = dir.dir.join("tasks");
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         rustix::fs::open(&file, flags, Mode::empty())
             .and_then(|fd| rustix::io::write(fd, b"0"))

@@ -51,8 +51,6 @@ pub(crate) struct First<'a> {
     pub(crate) voice: Voice,
     /// The shim's own program, for the tiny init.
     pub(crate) own_program: Option<OwnedFd>,
-    /// Whether it was born in its cgroup already.
-    pub(crate) joined: bool,
     /// Whether the program runs without a further word from the shim.
     pub(crate) start: bool,
 }
@@ -68,8 +66,6 @@ pub(crate) struct Another<'a> {
     /// Whether the container has users of its own.
     pub(crate) user_namespace: bool,
     pub(crate) group: &'a cgroup::Group,
-    /// Whether it was born in the group already.
-    pub(crate) joined: bool,
     pub(crate) terminal: Option<gantry_shim_protocol::Console>,
 }
 
@@ -146,9 +142,7 @@ fn enter_cgroups(first: &First<'_>, waited: &mut bool) -> Result<(), Failure> {
     }
     wait_go(&first.voice)?;
     *waited = true;
-    if !first.joined {
-        cgroups::join(&first.head.group)?;
-    }
+    cgroups::join(&first.head.group)?;
     if first.head.namespaces.is_new(Namespace::Cgroup) {
         gantry_sys::process::unshare(gantry_sys::process::CloneFlags::CGROUP)
             .during(Stage::Namespace, || "make a cgroup namespace".to_owned())?;
@@ -223,9 +217,7 @@ pub(crate) fn become_another(another: Another<'_>) -> ! {
 fn run_another(another: &Another<'_>) -> Result<(), Failure> {
     let process: Process = read_body(&another.body)?;
     wait_go(&another.voice)?;
-    if !another.joined {
-        cgroups::join(another.group)?;
-    }
+    cgroups::join(another.group)?;
     let mut kinds = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION

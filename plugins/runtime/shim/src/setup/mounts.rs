@@ -21,6 +21,11 @@ use std::path::Path;
 /// Directories made on the way to a mount, as runc makes them.
 const NEW_DIRECTORY: NewDirectory = NewDirectory { mode: 0o755, owner: None };
 
+/// Of the null device where it hides a file. It must stay a device, so not `nodev`.
+const MASK_ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY
+    .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+
 /// `PROC_SUPER_MAGIC` of linux/magic.h.
 const PROC_MAGIC: u64 = 0x9fa0;
 
@@ -201,7 +206,11 @@ impl<'a> Tree<'a> {
                     None => empty_directory()?,
                 }
             } else {
-                mount::clone_tree(&null, false).at(Stage::Mount)?
+                // Read-only: it is the host's inode, whose mode a container's root could change.
+                let cover = mount::clone_tree(&null, false).at(Stage::Mount)?;
+                let sealed = MountAttr { set: MASK_ATTRIBUTES, ..MountAttr::default() };
+                mount::set_attr(&cover, &sealed).at(Stage::Mount)?;
+                cover
             };
             mount::attach_onto(&cover, &target, Path::new(path)).at(Stage::Mount)?;
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && empty.is_none() {
