@@ -151,7 +151,7 @@ pub async fn remove(store: Arc<Store>, req: Request) -> Result<Response> {
         return Err(Error::invalid("multiple platforms are not supported"));
     }
     let options = Options { force: req.query.bool("force"), parents: !req.query.bool("noprune") };
-    // Begun is finished, whether the client waits or not.
+    // A client that goes away must not cancel this half-way.
     let cx = Ctx { caller: Some(req.id.clone()), ..Ctx::background() };
     let done = remove::remove(&store, &cx, name, wanted.first(), options).await?;
     Response::ok(&done)

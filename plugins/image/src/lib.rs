@@ -115,3 +115,6 @@ impl Plugin for ImagePlugin {
         Ok(Init::Ready)
     }
 }
+
+#[cfg(test)]
+mod tests;

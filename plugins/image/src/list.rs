@@ -36,7 +36,7 @@ pub fn invalid(error: FilterError) -> Error {
 ///
 /// # Errors
 ///
-/// `InvalidArgument` and `NotFound` for values of filters; those of the sources of users.
+/// `InvalidArgument` and `NotFound` for values of filters.
 pub async fn list(store: &Store, cx: &Ctx, query: &Query) -> Result<Vec<ImageSummary>> {
     let index = store.index();
     let select = Selection::new(&index, query)?;
@@ -44,7 +44,9 @@ pub async fn list(store: &Store, cx: &Ctx, query: &Query) -> Result<Vec<ImageSum
     let mut found = Vec::new();
     for entry in index.images() {
         let Some(mut summary) = select.summary(entry) else { continue };
-        summary.containers = store.users(cx, &entry.id).await?.len().try_into().unwrap_or(i64::MAX);
+        // A source that does not answer costs a figure, not the list.
+        let users = store.users(cx, &entry.id).await;
+        summary.containers = users.map_or(-1, |users| signed(users.len() as u64));
         if let Some(uses) = &shared {
             summary.shared_size = shared_bytes(entry, uses);
         }
