@@ -465,6 +465,21 @@ async fn the_head_of_a_stream_does_not_wait_for_its_body() {
     node.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_stops_is_given_up() {
+    let limits = Limits { body_idle: Duration::from_millis(200), ..Limits::default() };
+    let node = start(&[wire()], json!({}), limits).await.unwrap();
+    let answer = node
+        .ask(
+            "POST /echo HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
+        )
+        .await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.body.contains("nothing came for 200ms"), "{answer:?}");
+    node.stop().await;
+}
+
 async fn until(condition: impl Fn() -> bool) {
     within(5, async {
         while !condition() {

@@ -1,11 +1,9 @@
 //! One request of the API: version, route, handler, headers, errors, log.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -13,13 +11,14 @@ use gantry_sdk::guard::panic_text;
 use gantry_sdk::route::{Handler, Payload, Query, ResponseBody};
 use gantry_sdk::{ApiVersion, Error, ErrorKind, Method, Request, Response, Shape};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::Limits;
+use super::body::{GuardedBody, PatientBody};
 use super::conn::{Answer, Connection, Endpoint};
 use super::tap::Takeover;
 use crate::metrics::Metrics;
@@ -35,6 +34,7 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 pub struct Api {
     router: Arc<Router>,
     min_version: ApiVersion,
+    body_idle: Duration,
     standard: HeaderMap,
     metrics: Arc<Metrics>,
     requests: AtomicU64,
@@ -64,6 +64,7 @@ impl Api {
         min_version: ApiVersion,
         product_version: &str,
         experimental: bool,
+        limits: &Limits,
         metrics: Arc<Metrics>,
     ) -> Self {
         let mut standard = HeaderMap::new();
@@ -75,7 +76,8 @@ impl Api {
         standard.insert("ostype", HeaderValue::from_static("linux"));
         standard.insert("docker-experimental", value(&experimental.to_string()));
         let (requests, unsettled) = (AtomicU64::new(1), TaskTracker::new());
-        Self { router, min_version, standard, metrics, requests, unsettled }
+        let body_idle = limits.body_idle;
+        Self { router, min_version, body_idle, standard, metrics, requests, unsettled }
     }
 
     /// Completes when no request is in flight but streams, which may have no end.
@@ -178,7 +180,7 @@ impl Api {
     ) -> http::Response<ResponseBody> {
         match response.payload {
             Payload::Body(body) => {
-                let body = GuardedBody { body, _gone: gone.drop_guard(), _unsettled: unsettled };
+                let body = GuardedBody::new(body, gone.drop_guard(), unsettled);
                 let mut answer = http::Response::new(UnsyncBoxBody::new(body));
                 *answer.status_mut() = response.status;
                 *answer.headers_mut() = self.with_standard(response.headers);
@@ -240,9 +242,7 @@ impl Api {
                     query: Query::parse(parts.uri.query().unwrap_or_default()),
                     version,
                     headers: parts.headers,
-                    body: UnsyncBoxBody::new(body.map_err(|error| {
-                        Error::invalid("the request body broke off").caused_by(error)
-                    })),
+                    body: UnsyncBoxBody::new(PatientBody::new(body, self.body_idle)),
                     peer: (*connection.peer).clone(),
                     id: trace.id.clone(),
                     gone: gone.clone(),
@@ -375,33 +375,6 @@ fn put_name(head: &mut BytesMut, name: &HeaderName) {
     for byte in name.as_str().bytes() {
         head.put_u8(if up { byte.to_ascii_uppercase() } else { byte });
         up = byte == b'-';
-    }
-}
-
-/// A body that cancels its request's token when it is complete or dropped.
-struct GuardedBody {
-    body: ResponseBody,
-    _gone: DropGuard,
-    _unsettled: Option<TaskTrackerToken>,
-}
-
-impl Body for GuardedBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -4,6 +4,7 @@
 //!
 //! - [`conn`]: one connection, HTTP/1.1 or HTTP/2, from its first byte to its last
 //! - [`api`]: one request: version, route, handler, headers, errors, log
+//! - `body`: bodies with what belongs to their request
 //! - [`tap`]: the stream under a connection, which a handler may take over
 //! - [`prefix`]: a stream with some bytes already read
 //!
@@ -23,6 +24,7 @@
 //! 3. A request's `gone` token is cancelled when its client is gone and when its answer is complete.
 
 pub mod api;
+mod body;
 pub mod conn;
 pub mod prefix;
 pub mod tap;
@@ -37,6 +39,8 @@ pub struct Limits {
     pub head_bytes: usize,
     /// How long the head of a request may take, and how long a connection may be idle.
     pub head_time: Duration,
+    /// How long a request's body may pause. Long, since people pipe slow things into `docker load`.
+    pub body_idle: Duration,
     /// Requests in flight on one HTTP/2 connection.
     pub h2_streams: u32,
     /// Connections at once over all listeners; further ones wait in the backlog.
@@ -48,6 +52,7 @@ impl Default for Limits {
         Self {
             head_bytes: 1 << 20,
             head_time: Duration::from_secs(120),
+            body_idle: Duration::from_secs(600),
             h2_streams: 128,
             connections: 8192,
         }

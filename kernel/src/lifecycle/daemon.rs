@@ -195,6 +195,7 @@ impl Daemon {
             kernel.min_api,
             version.0,
             kernel.experimental,
+            &limits,
             metrics.clone(),
         ));
         let daemon = Self {

@@ -208,7 +208,20 @@ fn bind_tcp(host: &HostAddr, name: &str, port: u16) -> Result<TcpListener, BindE
     let address = *addresses.first().ok_or_else(|| {
         fail("find the address of this name", io::ErrorKind::AddrNotAvailable.into())
     })?;
-    TcpListener::bind(address).map_err(|error| fail("bind", error))
+    let socket = TcpListener::bind(address).map_err(|error| fail("bind", error))?;
+    keep_alive(&socket).map_err(|error| fail("set keep-alive", error))?;
+    Ok(socket)
+}
+
+/// Notices clients whose machine is gone: after half a minute of silence the kernel asks, and gives
+/// up after four answers that do not come. Accepted sockets inherit this. Source: tcp(7).
+fn keep_alive(socket: &TcpListener) -> io::Result<()> {
+    use nix::sys::socket::{setsockopt, sockopt};
+    setsockopt(socket, sockopt::KeepAlive, &true)?;
+    setsockopt(socket, sockopt::TcpKeepIdle, &30)?;
+    setsockopt(socket, sockopt::TcpKeepInterval, &15)?;
+    setsockopt(socket, sockopt::TcpKeepCount, &4)?;
+    Ok(())
 }
 
 /// Sockets opened by the service manager. TLS applies to TCP among them.
