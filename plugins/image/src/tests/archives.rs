@@ -287,3 +287,47 @@ async fn an_imported_tree_is_an_image_of_one_layer() {
         assert!(error.to_string().contains(message), "{error}");
     }
 }
+
+/// Copies between archives with another implementation; None if it is not installed.
+fn skopeo(from: &str, to: &str) -> Option<bool> {
+    let mut copy = std::process::Command::new("skopeo");
+    let copy = copy.args(["--insecure-policy", "copy", "-q", from, to]);
+    match copy.output() {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{from} to {to}: {text}");
+            Some(true)
+        }
+        Err(_) => {
+            eprintln!("SKIPPED: skopeo is not installed");
+            None
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_implementation_reads_what_is_saved_and_the_other_way_round() {
+    let world = World::new().await;
+    let (base, top) = (layer("base"), layer("top"));
+    let config = config(&[&base, &top], "x");
+    world.load(&docker_archive(&config, &[&gzip(&base), &top], &["a:1"]), "").await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(at("saved"), world.save("names=a:1").await.unwrap()).unwrap();
+    for (from, to, file) in [
+        ("docker-archive", "docker-archive", "d"),
+        ("oci-archive", "oci-archive", "o"),
+        ("docker-archive", "oci-archive", "c"),
+    ] {
+        let to = format!("{to}:{}:docker.io/library/a:1", at(file));
+        if skopeo(&format!("{from}:{}", at("saved")), &to).is_none() {
+            return;
+        }
+        let other = World::new().await;
+        let lines = other.load(&std::fs::read(at(file)).unwrap(), "").await.unwrap();
+        assert_eq!(messages(&lines), ["Loaded image: a:1\n"], "{file}");
+        let index = other.store.index();
+        let diff_ids = &index.resolve("a:1", None).unwrap().file.rootfs.diff_ids;
+        assert_eq!(*diff_ids, [digest(&base), digest(&top)], "{file}");
+    }
+}
