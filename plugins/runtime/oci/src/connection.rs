@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use gantry_sdk::tasks::Tasks;
 use gantry_sdk::{Error, ErrorKind, Result};
 use gantry_shim_protocol::{
     Event, Exit, FRAME_MAX, Failure, Reply, Request, ServerMessage, VERSION, decode_frame,
@@ -65,7 +66,7 @@ impl Drop for Connection {
 impl Connection {
     /// Takes over a connected socket. `child` is the shim's process if it is this daemon's child, to
     /// be reaped when it ends.
-    pub(crate) fn new(socket: OwnedFd, child: Option<Pid>) -> Result<Self> {
+    pub(crate) fn new(socket: OwnedFd, child: Option<Pid>, tasks: &Tasks) -> Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)
             .map_err(|errno| Error::io("use", "shim connection", errno.into()))?;
         let socket = watched(socket).map_err(|error| Error::io("use", "shim connection", error))?;
@@ -76,9 +77,23 @@ impl Connection {
             exit: watch::Sender::new(State::Unknown),
             execs: Mutex::default(),
         });
-        let reader = tokio::spawn(read(socket.clone(), shared.clone()));
+        let reading = read(socket.clone(), shared.clone());
+        let stopping = tasks.stopping().clone();
+        // A daemon that stops says nothing about the container, which goes on.
+        let reader = tasks.spawn("shim-reader", async move {
+            tokio::select! {
+                () = reading => {}
+                () = stopping.cancelled() => {}
+            }
+        });
         if let Some(pid) = child {
-            reap_later(pid);
+            let stopping = tasks.stopping().clone();
+            tasks.spawn("shim-reaper", async move {
+                tokio::select! {
+                    () = reap(pid) => {}
+                    () = stopping.cancelled() => {}
+                }
+            });
         }
         Ok(Self { asker: Asker { socket, shared }, reader })
     }
@@ -289,15 +304,13 @@ impl Shared {
 }
 
 /// Waits for the end of a shim and reaps it.
-fn reap_later(pid: Pid) {
-    tokio::spawn(async move {
-        let ended = async {
-            let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)?;
-            watched(pidfd)?.readable().await?.retain_ready();
-            Ok::<_, std::io::Error>(())
-        };
-        // Without a pidfd the wait itself is what waits.
-        let _ = ended.await;
-        let _ = tokio::task::spawn_blocking(move || wait_for(pid)).await;
-    });
+async fn reap(pid: Pid) {
+    let ended = async {
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)?;
+        watched(pidfd)?.readable().await?.retain_ready();
+        Ok::<_, std::io::Error>(())
+    };
+    // Without a pidfd the wait itself is what waits.
+    let _ = ended.await;
+    let _ = tokio::task::spawn_blocking(move || wait_for(pid)).await;
 }

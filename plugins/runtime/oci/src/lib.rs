@@ -65,7 +65,8 @@ struct OciPlugin;
 #[async_trait]
 impl Plugin for OciPlugin {
     async fn init(&self, cx: &mut Context) -> Result<Init> {
-        let machine = container::blocking(|| Machine::read().map(Arc::new)).await?;
+        let tasks = cx.tasks.clone();
+        let machine = container::blocking(|| Machine::read(tasks).map(Arc::new)).await?;
         for name in BUILT_IN {
             cx.provide::<Runtimes>(
                 name,

@@ -11,6 +11,7 @@ use gantry_sdk::kinds::networks::SandboxNs;
 use gantry_sdk::kinds::runtime::{
     Attach, ContainerProcess, Launch, Recovered, Runtime, RuntimeInfo,
 };
+use gantry_sdk::tasks::Tasks;
 use gantry_sdk::{Ctx, Error, Labels, Result};
 use gantry_shim_protocol::{
     EXIT_NAME, LaunchHead, LogMode, LogSink, Phase, Reply, Request, SOCKET_NAME, VERSION,
@@ -19,6 +20,7 @@ use gantry_shim_protocol::{
 use gantry_sys::cgroup::{Group, Layout};
 use gantry_sys::memfd::{self, Executable};
 use gantry_sys::path::{Durability, read_file_bounded, replace};
+use gantry_sys::process::wait_for;
 use gantry_sys::socket;
 use rustix::process::Pid;
 
@@ -46,14 +48,15 @@ pub(crate) struct Machine {
     pub(crate) shim: Shim,
     pub(crate) layout: Layout,
     pub(crate) programs: Arc<Programs>,
+    pub(crate) tasks: Tasks,
 }
 
 impl Machine {
     /// Reads the machine. May block.
-    pub(crate) fn read() -> Result<Self> {
+    pub(crate) fn read(tasks: Tasks) -> Result<Self> {
         let layout = Layout::read()
             .map_err(|error| Error::internal("cannot read the control groups", error))?;
-        Ok(Self { shim: Shim::load()?, layout, programs: Arc::default() })
+        Ok(Self { shim: Shim::load()?, layout, programs: Arc::default(), tasks })
     }
 }
 
@@ -82,7 +85,7 @@ impl Runtime for Oci {
         // A caller that goes away must leave no container that nobody knows of: the launch has a
         // task of its own, which takes it back when there is nobody to give it to.
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        tokio::spawn(async move {
+        self.machine.tasks.spawn("launch", async move {
             let outcome = start(machine, external, launch).await;
             if let Err(Ok(container)) = sender.send(outcome)
                 && let Err(error) = container.delete().await
@@ -118,7 +121,7 @@ impl Runtime for Oci {
         })
         .await?;
         if let Ok(connected) = connected {
-            let connection = Connection::new(connected, None)?;
+            let connection = Connection::new(connected, None, &self.machine.tasks)?;
             let state = connection.hello().await?;
             let pid = state.pid.unwrap_or(0);
             let found = container(Some(connection), pid, group);
@@ -158,7 +161,7 @@ async fn start(
     mut launch: Launch,
 ) -> Result<Arc<Container>> {
     let (id, run_dir) = (launch.id.clone(), launch.run_dir.clone());
-    let programs = machine.programs.clone();
+    let (programs, tasks) = (machine.programs.clone(), machine.tasks.clone());
     let is_external = external.is_some();
     let attach = std::mem::take(&mut launch.attach);
     let (underway, launch) = blocking(move || {
@@ -167,7 +170,7 @@ async fn start(
         Ok((underway, launch))
     })
     .await?;
-    let connection = Connection::new(underway.control, Some(underway.shim))?;
+    let connection = Connection::new(underway.control, Some(underway.shim), &tasks)?;
     let fds: Vec<BorrowedFd<'_>> = underway.fds.iter().map(AsFd::as_fd).collect();
     // Both are sent before the first is answered.
     let (hello, answer) =
@@ -199,6 +202,28 @@ fn begin(
 ) -> Result<Underway> {
     // The shim starts up while the rest is worked out.
     let started = machine.shim.spawn(&launch.run_dir)?;
+    match plan(machine, external, launch, attach) {
+        Ok((head, fds)) => {
+            let group = head.group.clone();
+            let request = Request::Launch { head: Box::new(head), start: true };
+            Ok(Underway { control: started.control, shim: started.pid, request, fds, group })
+        }
+        Err(error) => {
+            // Without a connection it ends by itself, and is this daemon's to reap.
+            drop(started.control);
+            let _ = wait_for(started.pid);
+            Err(error)
+        }
+    }
+}
+
+/// The message and its descriptors. Blocks.
+fn plan(
+    machine: &Machine,
+    external: Option<&External>,
+    launch: &Launch,
+    attach: Vec<Attach>,
+) -> Result<(LaunchHead, Vec<OwnedFd>)> {
     let sources = Sources::gather(launch, attach)?;
     let prepared = external.map(|it| it.prepare(launch, &sources, &machine.layout)).transpose()?;
     let (mut head, body) = match &prepared {
@@ -206,13 +231,10 @@ fn begin(
         None => native(machine, launch, &sources)?,
     };
     head.attach.clone_from(&sources.attach);
-    let group = head.group.clone();
-    write_group(&launch.run_dir, &group)?;
+    write_group(&launch.run_dir, &head.group)?;
     let memfd = memfd::sealed("gantry-launch", &body, Executable::No)
         .map_err(|error| Error::internal("cannot pass on the plan", error))?;
-    let fds = [memfd].into_iter().chain(sources.fds).collect();
-    let request = Request::Launch { head: Box::new(head), start: true };
-    Ok(Underway { control: started.control, shim: started.pid, request, fds, group })
+    Ok((head, [memfd].into_iter().chain(sources.fds).collect()))
 }
 
 fn native(machine: &Machine, launch: &Launch, sources: &Sources) -> Result<(LaunchHead, Vec<u8>)> {

@@ -11,6 +11,7 @@ use gantry_sdk::kinds::logs::LogSink;
 use gantry_sdk::kinds::networks::SandboxNs;
 use gantry_sdk::kinds::runtime::{Attach, ContainerProcess, Exit, Launch, Runtime, Stdio};
 use gantry_sdk::mounts::MountFd;
+use gantry_sdk::tasks::Tasks;
 use gantry_sdk::{Ctx, Result};
 use gantry_sys::mount::clone_tree_at;
 use serde_json::{Value, json};
@@ -68,7 +69,8 @@ impl Fixture {
             args: Vec::new(),
             root: dir.join("state"),
         });
-        let oci = Oci { machine: Arc::new(Machine::read().unwrap()), external };
+        let tasks = Tasks::new("test", &tokio_util::sync::CancellationToken::new());
+        let oci = Oci { machine: Arc::new(Machine::read(tasks).unwrap()), external };
         Self { dir, oci }
     }
 

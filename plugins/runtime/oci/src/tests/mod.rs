@@ -2,6 +2,8 @@
 //! `gantry-test-<pid>` and are removed.
 
 mod bench;
+mod confine;
+mod external;
 mod fixture;
 mod life;
 mod oracle;
