@@ -39,9 +39,7 @@ impl Watcher {
     /// Starts the task that hands notices out.
     pub fn new(tasks: &Tasks) -> Self {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-        let queue = inotify::init(flags)
-            .map_err(std::io::Error::from)
-            .and_then(|fd| AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE));
+        let queue = inotify::init(flags).map_err(std::io::Error::from).and_then(registered);
         let inner = match queue {
             Ok(queue) => Arc::new(Inner { queue, watches: Mutex::default() }),
             Err(error) => {
@@ -70,6 +68,14 @@ impl Watcher {
         };
         Watched { watch: Some(Registered { inner, descriptor, changed }) }
     }
+}
+
+#[expect(
+    deprecated,
+    reason = "the successor is unsafe for types that may lend another descriptor; OwnedFd does not"
+)]
+fn registered(queue: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(queue, tokio::io::Interest::READABLE)
 }
 
 impl Inner {
