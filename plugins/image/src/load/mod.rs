@@ -227,11 +227,7 @@ pub async fn commit(
             Some(reporter) => reporter.during(unpack).await?,
             None => unpack.await?,
         }
-        let sizes: BTreeMap<Digest, u64> =
-            store.layers.chain_sizes(cx).await?.into_iter().collect();
-        for (layer, id) in layers.iter_mut().zip(chain.ids()) {
-            layer.unpacked = sizes.get(&id).copied().unwrap_or_default();
-        }
+        measure(store, cx, &chain, &mut layers).await?;
     }
     let now = Timestamp::now();
     let (id, config_bytes) = content.config;
@@ -265,6 +261,18 @@ pub async fn commit(
             Ok((changes, (entry, renamed)))
         })
         .await
+}
+
+/// Fills in what each layer takes unpacked: what its stack takes more than the one below.
+async fn measure(store: &Store, cx: &Ctx, chain: &Chain, layers: &mut [LayerRecord]) -> Result<()> {
+    let (mut stack, mut below) = (Chain::default(), 0);
+    for (layer, link) in layers.iter_mut().zip(&chain.0) {
+        stack.0.push(link.clone());
+        let bytes = store.layers.chain_usage(cx, &stack).await?;
+        layer.unpacked = bytes.saturating_sub(below);
+        below = bytes;
+    }
+    Ok(())
 }
 
 /// The layers that are here, by the identity of their stack.

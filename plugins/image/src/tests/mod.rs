@@ -28,7 +28,7 @@ use crate::store::{Parts, Store};
 mod archives;
 mod removal;
 
-/// Unpacks nothing: remembers chains and says that each layer takes as many bytes as its blob.
+/// Unpacks nothing: remembers chains and says that each layer takes a thousand bytes.
 #[derive(Default)]
 struct FakeLayers {
     chains: Mutex<BTreeMap<Digest, u64>>,
@@ -77,11 +77,12 @@ impl LayerStore for FakeLayers {
     async fn usage(&self, _: &Ctx, _: &ContainerLayer) -> Result<u64> {
         unused()
     }
-    async fn chain_usage(&self, _: &Ctx, _: &Chain) -> Result<u64> {
-        unused()
+    async fn chain_usage(&self, _: &Ctx, chain: &Chain) -> Result<u64> {
+        let chains = self.chains.lock().unwrap();
+        Ok(chain.ids().iter().filter_map(|id| chains.get(id)).sum())
     }
     async fn chain_sizes(&self, _: &Ctx) -> Result<Vec<(Digest, u64)>> {
-        Ok(self.chains.lock().unwrap().clone().into_iter().collect())
+        unused()
     }
     async fn collect(&self, _: &Ctx, keep: &[Chain]) -> Result<()> {
         let keep: Vec<Digest> = keep.iter().flat_map(Chain::ids).collect();
