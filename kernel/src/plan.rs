@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use gantry_sdk::{Descriptor, Registration};
 
-use crate::config::Config;
+use crate::config::{self, Config, Reader};
 use crate::graph::{GraphError, order};
 use crate::introspection;
 use crate::router::Router;
@@ -59,7 +59,28 @@ impl Plan {
         }
     }
 
-    /// The order and the routes as text, for `--validate`.
+    /// Who honours each setting.
+    fn describe_settings(&self, config: &Config, text: &mut String) {
+        text.push_str("\nsettings:\n");
+        for key in config.values.keys() {
+            let claims: Vec<_> = self
+                .order
+                .iter()
+                .filter(|d| d.config.iter().any(|claim| claim.name == key))
+                .map(|d| d.id)
+                .collect();
+            let readers = match (config::reader(key), claims.as_slice()) {
+                (Reader::Nobody, _) => "without effect".to_owned(),
+                (Reader::Plugins, []) => "asks for nothing".to_owned(),
+                (Reader::Plugins, _) => claims.join(" "),
+                (Reader::Kernel, []) => "kernel".to_owned(),
+                (Reader::Kernel, _) => format!("kernel {}", claims.join(" ")),
+            };
+            let _ = writeln!(text, "  {key:<34} {readers}");
+        }
+    }
+
+    /// The order, the settings and the routes as text, for `--validate`.
     #[must_use]
     pub fn describe(&self, config: &Config) -> String {
         let mut text = String::from("configuration OK\n\nstart order:\n");
@@ -80,6 +101,7 @@ impl Plan {
             );
             let _ = writeln!(text, "{}", line.trim_end());
         }
+        self.describe_settings(config, &mut text);
         text.push_str("\nroutes:\n");
         let mut routes: Vec<_> = self.router.entries().iter().collect();
         routes.sort_by_key(|entry| (entry.template.as_str(), entry.decl.method));

@@ -185,6 +185,22 @@ async fn configuration_overrides_required_and_enabled() {
     node.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_start_that_succeeds_too_late_is_ignored() {
+    let late: fn() -> Box<dyn Plugin> = || {
+        Box::new(Fake(|cx: &mut Context| {
+            std::thread::sleep(Duration::from_millis(1500));
+            serve(cx)
+        }))
+    };
+    let node = boot(&[thing(false, late)]).await.unwrap();
+    assert!(node.daemon.plugins.get("thing").unwrap().tainted);
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    assert!(node.daemon.registry.get::<Things>("it").is_err());
+    assert_eq!(node.get("/hello").await.status, 503);
+    node.stop().await;
+}
+
 static STOPS: Mutex<Vec<&str>> = Mutex::new(Vec::new());
 
 struct Stopping(&'static str);

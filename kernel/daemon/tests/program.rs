@@ -154,7 +154,9 @@ fn validate_prints_every_mistake_or_the_plan() {
     let good = output(&args);
     assert_eq!(good.status.code(), Some(0), "{}", text(&good.stderr));
     let plan = text(&good.stdout);
-    for part in ["configuration OK", "start order:", "routes:", "/x/kernel/health", "disabled"] {
+    for part in
+        ["configuration OK", "start order:", "settings:", "routes:", "/x/kernel/health", "disabled"]
+    {
         assert!(plan.contains(part), "{part} in {plan}");
     }
     assert!(!place.path("data").exists(), "validation changes nothing");

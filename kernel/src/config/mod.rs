@@ -144,6 +144,27 @@ impl Config {
     }
 }
 
+/// Who reads a key, as far as the table of options says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// The kernel; plugins may read it too.
+    Kernel,
+    /// Those plugins that declare it.
+    Plugins,
+    /// It is without effect.
+    Nobody,
+}
+
+/// Who reads `key`.
+#[must_use]
+pub fn reader(key: &str) -> Reader {
+    match options::by_key(key).map(|opt| opt.owner) {
+        Some(Owner::Kernel) => Reader::Kernel,
+        Some(Owner::NoEffect(_)) => Reader::Nobody,
+        Some(Owner::Plugin { .. } | Owner::Refused(_)) | None => Reader::Plugins,
+    }
+}
+
 fn view(descriptor: &Descriptor, values: &BTreeMap<String, Value>) -> ConfigView {
     let claimed = descriptor
         .config

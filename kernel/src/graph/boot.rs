@@ -1,6 +1,8 @@
 //! Initialisation: one plugin after the other, each with a deadline, none trusted to come back.
 
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -113,12 +115,16 @@ pub async fn boot(
         services.plugins.update(descriptor.id, |state| {
             state.outcome = outcome.clone();
             state.init_time = Some(took);
-            state.tainted = matches!(&started_plugin, Started::Abandoned);
+            state.tainted = matches!(&started_plugin, Started::Abandoned(_));
         });
         log(descriptor, &outcome, took);
         match started_plugin {
             Started::Running(plugin) => running.push(plugin),
-            Started::Abandoned | Started::No => withdraw(descriptor, &outcome, services),
+            Started::No => withdraw(descriptor, &outcome, services),
+            Started::Abandoned(end) => {
+                withdraw(descriptor, &outcome, services);
+                ignore_late_success(descriptor, &outcome, end, services);
+            }
         }
         if let Some(causes) = fatal(descriptor, &outcome, services) {
             return Err(Box::new(BootFailure { causes, running }));
@@ -134,8 +140,8 @@ fn boot_timeout(services: &Services) -> Duration {
 
 enum Started {
     Running(Running),
-    /// Given up while its code was running.
-    Abandoned,
+    /// Given up while its code was running; completes when that ends.
+    Abandoned(Pin<Box<dyn Future<Output = ()> + Send>>),
     No,
 }
 
@@ -237,7 +243,10 @@ async fn initialise(
         Err(_) => {
             handle.abort();
             let noticed = tokio::time::timeout(GIVE_UP, &mut handle).await.is_ok();
-            let started = if noticed { Started::No } else { Started::Abandoned };
+            let end = async move {
+                let _ = handle.await; // whatever it says, it is too late
+            };
+            let started = if noticed { Started::No } else { Started::Abandoned(Box::pin(end)) };
             (Outcome::TimedOut(budget), started)
         }
     }
@@ -274,6 +283,24 @@ fn withdraw(descriptor: &'static Descriptor, outcome: &Outcome, services: &Servi
         let event = Event::now("plugin", "down", descriptor.id).with("name", descriptor.id);
         services.events.publish(event.with("reason", why));
     }
+}
+
+/// Code that was given up may still provide what it was asked for. Once it has ended, its backends
+/// are marked down again: nobody may come to rely on half a plugin.
+fn ignore_late_success(
+    descriptor: &'static Descriptor,
+    outcome: &Outcome,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+    services: &Services,
+) {
+    let (registry, why) = (services.registry.clone(), outcome.to_string());
+    Tasks::new("kernel", &services.stop).spawn("abandoned-init", async move {
+        end.await;
+        tracing::warn!(plugin = descriptor.id, "A plugin that was given up has come to an end.");
+        for given in descriptor.provides {
+            registry.mark_down(given.kind, given.instance, why.clone());
+        }
+    });
 }
 
 /// Why the daemon cannot run, if this outcome means that; the root cause first.
