@@ -77,7 +77,8 @@ pub fn facts() -> Result<HostFacts> {
         controllers: controllers(&layout),
         cgroup_namespaces: Path::new("/proc/self/ns/cgroup").exists(),
         time_namespaces: false, // the reference engine hides them behind a feature flag
-        ipv4_forwarding: text("/proc/sys/net/ipv4/ip_forward").trim() == "1",
+        // The bridge driver switches it on when it is needed, or fails saying that it cannot.
+        ipv4_forwarding: true,
         seccomp: status.contains("\nSeccomp:"),
         apparmor: text("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
         recursive_read_only: true,
@@ -85,6 +86,11 @@ pub fn facts() -> Result<HostFacts> {
         thermal_paths: thermal_paths(),
         sysctls: existing_sysctls(),
     })
+}
+
+/// Whether the host forwards IPv4 packets now.
+pub fn forwards_ipv4() -> bool {
+    text("/proc/sys/net/ipv4/ip_forward").trim() == "1"
 }
 
 fn controllers(layout: &Layout) -> Controllers {

@@ -100,7 +100,7 @@ impl InfoSource for Service {
             "CPUSet": can.cpuset,
             "PidsLimit": can.pids,
             "OomKillDisable": can.oom_kill_disable,
-            "IPv4Forwarding": facts.ipv4_forwarding,
+            "IPv4Forwarding": crate::host::forwards_ipv4(),
         });
         match info {
             Value::Object(map) => Ok(map),

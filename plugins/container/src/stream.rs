@@ -84,8 +84,15 @@ pub enum End {
 }
 
 /// Copies both ways until the process has closed its output. The client's end of file is passed on
-/// and does not end the copying; the client's going away does.
-pub async fn copy(client: HijackedIo, shim: UnixStream, keys: &DetachKeys, stdin: bool) -> End {
+/// and does not end the copying; the client's going away does. `settled` is awaited between the last
+/// byte and the client's end of file: what a client asks next must be true by then.
+pub async fn copy(
+    client: HijackedIo,
+    shim: UnixStream,
+    keys: &DetachKeys,
+    stdin: bool,
+    settled: impl Future<Output = ()>,
+) -> End {
     let (client_in, mut client_out) = tokio::io::split(client);
     let (mut shim_in, shim_out) = shim.into_split();
     let input = async move {
@@ -100,6 +107,7 @@ pub async fn copy(client: HijackedIo, shim: UnixStream, keys: &DetachKeys, stdin
     };
     let output = async {
         let copied = copy_output(&mut shim_in, &mut client_out).await;
+        settled.await;
         let _ = client_out.shutdown().await;
         copied
     };

@@ -230,7 +230,7 @@ impl Task {
         if !matches!(self.state, State::Created) {
             self.state = self.state.clone().after(Fact::Exited { exit, again: false });
         }
-        self.exits += 1;
+        // No exit is counted: nothing ran, and who waits for the next exit goes on waiting.
         self.publish();
         if self.record.auto_remove() {
             self.clean_up(true).await;

@@ -48,7 +48,8 @@ pub async fn attach(engine: Arc<Engine>, request: Request) -> Result<Response> {
         }
         match shim {
             Some(shim) => {
-                if stream::copy(client, shim, &keys, stdin).await == End::Detached {
+                let settled = std::future::ready(());
+                if stream::copy(client, shim, &keys, stdin, settled).await == End::Detached {
                     engine.report(&view.record, "detach", &[]);
                 }
             }

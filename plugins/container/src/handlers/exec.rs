@@ -1,7 +1,7 @@
 //! Execs: create, start, resize, inspect.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use gantry_sdk::api::IdResponse;
 use gantry_sdk::api::container::{
@@ -12,6 +12,7 @@ use gantry_sdk::kinds::runtime::{Attach, ExecLaunch, ExecProcess, Exit, Stdio};
 use gantry_sdk::{Error, ErrorKind, Request, Response, Result};
 use http::StatusCode;
 use tokio::io::AsyncWriteExt;
+use tokio::task::JoinHandle;
 
 use crate::engine::Engine;
 use crate::exec::{Exec, ExecState};
@@ -19,6 +20,10 @@ use crate::exec_process;
 use crate::frame;
 use crate::record::Record;
 use crate::stream::{self, DetachKeys};
+
+/// How long the end of a stream waits for the record of the exec's end. It normally comes first; a
+/// process that closes its output and goes on would otherwise hold the client.
+const RECORD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// `POST /containers/{name}/exec`: `201` with an id; `409` if the container does not run.
 pub async fn create(engine: Arc<Engine>, mut request: Request) -> Result<Response> {
@@ -71,8 +76,10 @@ pub async fn start(engine: Arc<Engine>, mut request: Request) -> Result<Response
             stderr: exec.request.attach_stderr,
         };
         match run(&engine, &exec, &view.record, size, Some(attach)).await {
-            Ok(()) => {
-                stream::copy(client, ours, &keys, stdin).await;
+            Ok(recorded) => {
+                // A client inspects the exec as soon as the stream ends.
+                let settled = async { drop(tokio::time::timeout(RECORD_PATIENCE, recorded).await) };
+                stream::copy(client, ours, &keys, stdin, settled).await;
             }
             Err(error) => tell(&mut client, tty, &error).await,
         }
@@ -92,23 +99,22 @@ async fn tell(client: &mut gantry_sdk::route::HijackedIo, tty: bool, error: &Err
     let _ = client.shutdown().await;
 }
 
-/// Starts an exec and sees that its end is recorded.
+/// Starts an exec; the returned task ends when its end is recorded.
 async fn run(
     engine: &Arc<Engine>,
     exec: &Exec,
     record: &Arc<Record>,
     size: [u64; 2],
     attach: Option<Attach>,
-) -> Result<()> {
+) -> Result<JoinHandle<()>> {
     match launch(engine, exec, record, size, attach).await {
         Ok(process) => {
             engine.execs.started(&exec.id, process.clone());
             report(engine, exec, record, "exec_start");
             let (engine2, exec, record) = (engine.clone(), exec.clone(), record.clone());
-            engine.tasks.spawn("exec-exit", async move {
+            Ok(engine.tasks.spawn("exec-exit", async move {
                 watch(&engine2, &exec, &record, process).await;
-            });
-            Ok(())
+            }))
         }
         Err(error) => {
             let code = match error.kind() {

@@ -66,9 +66,10 @@ async fn finished(
     let _ = changes.wait_for(|view| view.removed || condition.holds(view, exits_before)).await;
     let view = changes.borrow().clone();
     let code = view.record.life.exit.as_ref().map_or(0, |exit| i64::from(exit.code));
-    let message = &view.record.life.error;
+    // A container that is gone has no error any more, as in the reference engine.
+    let message = if view.removed { "" } else { view.record.life.error.as_str() };
     ContainerWaitResponse {
         status_code: code,
-        error: (!message.is_empty()).then(|| WaitError { message: message.clone() }),
+        error: (!message.is_empty()).then(|| WaitError { message: message.to_owned() }),
     }
 }
