@@ -1,45 +1,36 @@
-//! The kind `layers` over every storage instance.
-//!
-//! Keys at the drivers: `<64 hex digits>` for an unpacked chain, `new-<hex>` while it is unpacked,
-//! `container-<id>` for a container's layer.
+//! The SDK's layer store.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::blobs::{BlobStore, Blobs};
-use gantry_sdk::kinds::info::InfoSource;
-use gantry_sdk::kinds::layers::{
-    Chain, ChainLayer, ContainerLayer, InstanceStatus, LayerProgress, LayerStore,
-};
-use gantry_sdk::kinds::storage::{LayerState, Storage, StorageDriver};
-use gantry_sdk::mounts::{Grants, MountExecutor, MountFd, MountPlan, Step};
-use gantry_sdk::{Context, Ctx, Error, ErrorKind, Labels, Result};
-use serde_json::{Map, Value, json};
+use gantry_sdk::kinds::blobs::BlobStore;
+use gantry_sdk::kinds::layers::{Chain, ContainerLayer, InstanceStatus, LayerProgress, LayerStore};
+use gantry_sdk::kinds::storage::{LayerState, Storage, StorageDriver, StorageInfo};
+use gantry_sdk::mounts::{Grants, MountExecutor, MountFd, MountPlan};
+use gantry_sdk::registry::Registry;
+use gantry_sdk::tasks::Tasks;
+use gantry_sdk::{Ctx, Error, ErrorKind, Labels, Result};
 
-use crate::flight::Flights;
-use crate::settings::Settings;
-use crate::unpack::unpack;
+use crate::records::Records;
+use crate::unpack::Flights;
 
-/// Layers asked for at once when a driver lists what it has.
-const PAGE: u32 = 1000;
+/// The key of the layer that stands for a chain of none.
+const EMPTY: &str = "empty";
 
-/// One storage instance.
-struct Instance {
-    driver: Arc<dyn StorageDriver>,
-    grants: Arc<Grants>,
-    /// Bytes of committed layers, which never change.
-    sizes: Mutex<HashMap<String, u64>>,
-}
-
-/// All layers of all instances.
-pub struct Store {
-    blobs: Arc<dyn BlobStore>,
-    mounts: Arc<dyn MountExecutor>,
-    instances: BTreeMap<String, Arc<Instance>>,
-    default: String,
-    unpacking: Flights,
+/// Chains and container layers over all storage instances.
+pub(crate) struct Store {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) mounts: Arc<dyn MountExecutor>,
+    pub(crate) blobs: Arc<dyn BlobStore>,
+    pub(crate) records: Records,
+    pub(crate) tasks: Tasks,
+    pub(crate) default: String,
+    pub(crate) flights: Flights,
+    /// By instance, a layer that is not known to be on disk.
+    pub(crate) unsynced: Mutex<BTreeMap<String, Digest>>,
+    pub(crate) sync_wanted: tokio::sync::Notify,
 }
 
 impl std::fmt::Debug for Store {
@@ -48,174 +39,153 @@ impl std::fmt::Debug for Store {
     }
 }
 
-fn container_key(key: &str) -> String {
-    format!("container-{key}")
-}
-
-impl Store {
-    /// Opens every ready instance, after what a crash left half done was cleared.
-    ///
-    /// # Errors
-    ///
-    /// `Unavailable` if the default instance is not ready; those of the drivers' recovery.
-    pub async fn open(cx: &Context, settings: &Settings) -> Result<Self> {
-        let background = Ctx::background();
-        let mut instances = BTreeMap::new();
-        for (name, driver) in cx.registry.all::<Storage>() {
-            let dropped = driver.recover(&background).await?;
-            if !dropped.is_empty() {
-                tracing::info!(instance = name, layers = ?dropped, "Dropped unfinished layers.");
-            }
-            let grants = cx.registry.grants::<Storage>(&name);
-            let instance = Instance { driver, grants, sizes: Mutex::default() };
-            instance.drop_unfinished(&background).await?;
-            instances.insert(name, Arc::new(instance));
-        }
-        let ready: Vec<String> = instances.keys().cloned().collect();
-        Ok(Self {
-            blobs: cx.registry.only::<Blobs>()?,
-            mounts: cx.mounts.clone(),
-            default: settings.choose(&ready)?,
-            instances,
-            unpacking: Flights::default(),
-        })
-    }
-
-    fn instance(&self, name: Option<&str>) -> Result<(&str, Arc<Instance>)> {
-        let name = name.filter(|n| !n.is_empty()).unwrap_or(&self.default);
-        match self.instances.get_key_value(name) {
-            Some((name, instance)) => Ok((name, instance.clone())),
-            None => Err(Error::invalid(format!(
-                "no storage instance named {name}; there are: {}",
-                self.instances.keys().cloned().collect::<Vec<_>>().join(", ")
-            ))),
-        }
-    }
-
-    /// Makes sure that every prefix of `chain` is committed.
-    async fn ensure(
-        &self,
-        cx: &Ctx,
-        chain: &Chain,
-        instance: Option<&str>,
-        progress: Option<&LayerProgress>,
-    ) -> Result<()> {
-        let (name, instance) = self.instance(instance)?;
-        let Some(top) = chain.id() else { return Ok(()) };
-        if instance.is_committed(cx, top.hex()).await? {
-            return Ok(());
-        }
-        let mut parent: Option<Digest> = None;
-        for (layer, id) in chain.0.iter().zip(chain.ids()) {
-            // Held while the layer is made: a second caller finds it done.
-            let _flight = self.unpacking.enter(&format!("{name}/{id}")).await;
-            if !instance.is_committed(cx, id.hex()).await? {
-                self.make(cx, &instance, layer, &id, parent.as_ref(), progress).await?;
-            }
-            parent = Some(id);
-        }
-        Ok(())
-    }
-
-    async fn make(
-        &self,
-        cx: &Ctx,
-        instance: &Arc<Instance>,
-        layer: &ChainLayer,
-        id: &Digest,
-        parent: Option<&Digest>,
-        progress: Option<&LayerProgress>,
-    ) -> Result<()> {
-        let blob = self.blobs.open(cx, &layer.blob).await.map_err(|e| {
-            e.context(format!("cannot unpack layer {}: its content is missing", layer.diff_id))
-        })?;
-        let driver = &instance.driver;
-        let key = format!("new-{}", id.hex());
-        driver.remove(cx, &key).await?; // what an earlier attempt left
-        driver.prepare(cx, &key, parent.map(Digest::hex), &Labels::new()).await?;
-        let made = async {
-            let plan = driver.unpack_plan(cx, &key).await?;
-            let target = self.mounts.mount(cx, &plan, &instance.grants).await?;
-            let below = match parent {
-                Some(parent) => {
-                    let plan = driver.plan(cx, parent.hex()).await?;
-                    Some(self.mounts.mount(cx, &plan, &instance.grants).await?)
-                }
-                None => None,
-            };
-            let (diff_id, whiteouts) = (layer.diff_id.clone(), driver.describe().whiteouts);
-            let progress = progress.cloned();
-            tokio::task::spawn_blocking(move || {
-                unpack(blob, &diff_id, &target, below.as_ref(), whiteouts, progress)
-            })
-            .await??;
-            driver.sync(cx, &key).await?;
-            driver.commit(cx, &key, id.hex()).await
-        };
-        match made.await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                if let Err(left) = driver.remove(cx, &key).await {
-                    tracing::warn!(layer = key, error = %left.chain(), "Left an unfinished layer.");
-                }
-                Err(error)
-            }
-        }
-    }
-
-    async fn execute(&self, cx: &Ctx, instance: &Instance, plan: &MountPlan) -> Result<MountFd> {
-        self.mounts.mount(cx, plan, &instance.grants).await
-    }
+/// A storage instance, ready to be called.
+#[derive(Clone)]
+pub(crate) struct Instance {
+    pub(crate) name: String,
+    pub(crate) driver: Arc<dyn StorageDriver>,
+    pub(crate) grants: Arc<Grants>,
+    pub(crate) info: StorageInfo,
 }
 
 impl Instance {
-    async fn is_committed(&self, cx: &Ctx, key: &str) -> Result<bool> {
+    /// Whether the chain `id` is unpacked here.
+    pub(crate) async fn has(&self, cx: &Ctx, id: &Digest) -> Result<bool> {
+        self.has_key(cx, id.as_str()).await
+    }
+
+    async fn has_key(&self, cx: &Ctx, key: &str) -> Result<bool> {
         match self.driver.stat(cx, key).await {
             Ok(layer) => Ok(layer.state == LayerState::Committed),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// All keys in `state`, in key order.
-    async fn keys(&self, cx: &Ctx, state: LayerState) -> Result<Vec<String>> {
-        let mut keys = Vec::new();
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.driver.list(cx, after.as_deref(), PAGE).await?;
-            let Some(last) = page.last() else { return Ok(keys) };
-            after = Some(last.key.clone());
-            keys.extend(page.into_iter().filter(|l| l.state == state).map(|l| l.key));
-        }
-    }
-
-    async fn drop_unfinished(&self, cx: &Ctx) -> Result<()> {
-        for key in self.keys(cx, LayerState::Active).await? {
-            if key.starts_with("new-") {
-                self.driver.remove(cx, &key).await?;
+            // Being removed or being made: whoever does it will be met under its lock.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Busy) => {
+                Ok(false)
             }
-        }
-        Ok(())
-    }
-
-    async fn committed_size(&self, cx: &Ctx, key: &str) -> Result<u64> {
-        let known = || self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(size) = known().get(key) {
-            return Ok(*size);
-        }
-        match self.driver.usage(cx, key).await {
-            Ok((size, _)) => {
-                known().insert(key.to_owned(), size);
-                Ok(size)
-            }
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(0),
-            Err(e) => Err(e),
+            Err(error) => Err(error),
         }
     }
 }
 
+/// What a store is made of.
+#[derive(Clone)]
+#[expect(missing_debug_implementations, reason = "a bag of trait objects, taken apart at once")]
+pub struct Parts {
+    /// Where storage drivers are found.
+    pub registry: Arc<Registry>,
+    /// Executes their plans.
+    pub mounts: Arc<dyn MountExecutor>,
+    /// Where layers come from.
+    pub blobs: Arc<dyn BlobStore>,
+    /// Where chains are remembered.
+    pub metadata: Arc<dyn gantry_sdk::kinds::metadata::MetadataStore>,
+    /// Runs what several wait for.
+    pub tasks: Tasks,
+    /// The default instance.
+    pub default: String,
+}
+
+impl Store {
+    /// See [`open`].
+    pub(crate) async fn open(parts: Parts) -> Result<Arc<Self>> {
+        let cx = Ctx::background();
+        let Parts { registry, mounts, blobs, metadata, tasks, default } = parts;
+        let records = Records::open(metadata, &cx).await?;
+        let store = Arc::new(Self {
+            registry,
+            mounts,
+            blobs,
+            records,
+            tasks,
+            default,
+            flights: Flights::default(),
+            unsynced: Mutex::default(),
+            sync_wanted: tokio::sync::Notify::new(),
+        });
+        store.recover(&cx).await?;
+        store.spawn_syncer();
+        Ok(store)
+    }
+
+    /// The instance `name`, or the default one.
+    pub(crate) fn instance(&self, name: Option<&str>) -> Result<Instance> {
+        let name = name.unwrap_or(&self.default);
+        let driver = self.registry.get::<Storage>(name)?;
+        let info = driver.describe();
+        let grants = self.registry.grants::<Storage>(name);
+        Ok(Instance { name: name.to_owned(), driver, grants, info })
+    }
+
+    /// All instances, the default one first.
+    pub(crate) fn all_instances(&self) -> Result<Vec<Instance>> {
+        let mut instances = vec![self.instance(None)?];
+        for (name, _) in self.registry.all::<Storage>() {
+            if name != self.default {
+                instances.push(self.instance(Some(&name))?);
+            }
+        }
+        Ok(instances)
+    }
+
+    pub(crate) async fn mount_plan(
+        &self,
+        cx: &Ctx,
+        instance: &Instance,
+        plan: &MountPlan,
+    ) -> Result<MountFd> {
+        self.mounts.mount(cx, plan, &instance.grants).await
+    }
+
+    /// Makes the layer below a container again, after a power cut took it.
+    async fn restore_below(
+        self: &Arc<Self>,
+        cx: &Ctx,
+        instance: &Instance,
+        key: &str,
+    ) -> Result<()> {
+        let layer = instance.driver.stat(cx, key).await?;
+        let Some(parent) = layer.parent else { return Ok(()) };
+        if parent == EMPTY {
+            return self.make_empty(cx, instance).await;
+        }
+        let id: Digest = parent.parse()?;
+        let chain = self.records.chain(cx, &id).await?.ok_or_else(|| {
+            Error::not_found(format!("the image layers {id} below {key} are gone"))
+        })?;
+        self.unpack_chain(cx, instance, &chain, None).await
+    }
+
+    async fn make_empty(&self, cx: &Ctx, instance: &Instance) -> Result<()> {
+        if instance.has_key(cx, EMPTY).await? {
+            return Ok(());
+        }
+        let key = format!("{}{EMPTY}", crate::unpack::UNPACKING);
+        let made = async {
+            instance.driver.prepare(cx, &key, None, &Labels::new()).await?;
+            instance.driver.commit(cx, &key, EMPTY).await.map(drop)
+        }
+        .await;
+        match made {
+            // Two at a time: one made it, which is all that either wants.
+            Err(_) if instance.has_key(cx, EMPTY).await? => Ok(()),
+            answer => answer,
+        }
+    }
+}
+
+/// Opens a layer store: reads its records, recovers every instance, and starts its tasks.
+///
+/// # Errors
+///
+/// Those of the database and of the drivers.
+pub async fn open(parts: Parts) -> Result<Arc<dyn LayerStore>> {
+    Ok(Arc::new(Handle(Store::open(parts).await?)))
+}
+
+/// The store as the registry hands it out.
+pub(crate) struct Handle(pub(crate) Arc<Store>);
+
 #[async_trait]
-impl LayerStore for Store {
+impl LayerStore for Handle {
     async fn unpack(
         &self,
         cx: &Ctx,
@@ -223,7 +193,8 @@ impl LayerStore for Store {
         instance: Option<&str>,
         progress: Option<LayerProgress>,
     ) -> Result<()> {
-        self.ensure(cx, chain, instance, progress.as_ref()).await
+        let instance = self.0.instance(instance)?;
+        self.0.unpack_chain(cx, &instance, chain, progress).await
     }
 
     async fn create(
@@ -234,18 +205,24 @@ impl LayerStore for Store {
         instance: Option<&str>,
         options: &Labels,
     ) -> Result<ContainerLayer> {
-        self.ensure(cx, chain, instance, None).await?;
-        let (name, instance) = self.instance(instance)?;
+        let instance = self.0.instance(instance)?;
+        self.0.unpack_chain(cx, &instance, chain, None).await?;
         let parent = chain.id();
-        let parent = parent.as_ref().map(Digest::hex);
-        instance.driver.prepare(cx, &container_key(key), parent, options).await?;
-        Ok(ContainerLayer { key: key.to_owned(), instance: name.to_owned() })
+        let parent = parent.as_ref().map(Digest::as_str);
+        instance.driver.prepare(cx, key, parent, options).await?;
+        Ok(ContainerLayer { key: key.to_owned(), instance: instance.name })
     }
 
     async fn mount(&self, cx: &Ctx, layer: &ContainerLayer) -> Result<MountFd> {
-        let (_, instance) = self.instance(Some(&layer.instance))?;
-        let plan = instance.driver.plan(cx, &container_key(&layer.key)).await?;
-        self.execute(cx, &instance, &plan).await
+        let instance = self.0.instance(Some(&layer.instance))?;
+        let plan = match instance.driver.plan(cx, &layer.key).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.0.restore_below(cx, &instance, &layer.key).await?;
+                instance.driver.plan(cx, &layer.key).await?
+            }
+            answer => answer?,
+        };
+        self.0.mount_plan(cx, &instance, &plan).await
     }
 
     async fn mount_chain(
@@ -254,132 +231,77 @@ impl LayerStore for Store {
         chain: &Chain,
         instance: Option<&str>,
     ) -> Result<MountFd> {
-        self.ensure(cx, chain, instance, None).await?;
-        let (_, instance) = self.instance(instance)?;
-        match chain.id() {
-            Some(top) => {
-                let plan = instance.driver.plan(cx, top.hex()).await?;
-                self.execute(cx, &instance, &plan).await
-            }
+        let instance = self.0.instance(instance)?;
+        self.0.unpack_chain(cx, &instance, chain, None).await?;
+        let plan = match chain.id() {
+            Some(id) => instance.driver.plan(cx, id.as_str()).await?,
             None => {
-                let empty = Step::Tmpfs { bytes: 4096, inodes: 1, mode: 0o755, uid: 0, gid: 0 };
-                let grants = Grants { steps: ["tmpfs"].into(), ..Grants::default() };
-                self.mounts.mount(cx, &MountPlan::of(vec![empty]), &grants).await
+                self.0.make_empty(cx, &instance).await?;
+                instance.driver.plan(cx, EMPTY).await?
             }
-        }
+        };
+        self.0.mount_plan(cx, &instance, &plan).await
     }
 
     async fn remove(&self, cx: &Ctx, layer: &ContainerLayer) -> Result<()> {
-        let (_, instance) = self.instance(Some(&layer.instance))?;
-        instance.driver.remove(cx, &container_key(&layer.key)).await
+        let instance = self.0.instance(Some(&layer.instance))?;
+        instance.driver.remove(cx, &layer.key).await
     }
 
     async fn usage(&self, cx: &Ctx, layer: &ContainerLayer) -> Result<u64> {
-        let (_, instance) = self.instance(Some(&layer.instance))?;
-        Ok(instance.driver.usage(cx, &container_key(&layer.key)).await?.0)
+        let instance = self.0.instance(Some(&layer.instance))?;
+        instance.driver.usage(cx, &layer.key).await.map(|(bytes, _)| bytes)
     }
 
     async fn chain_usage(&self, cx: &Ctx, chain: &Chain) -> Result<u64> {
-        let (_, instance) = self.instance(None)?;
-        let mut total: u64 = 0;
+        let mut sum = 0u64;
         for id in chain.ids() {
-            total = total.saturating_add(instance.committed_size(cx, id.hex()).await?);
+            sum = sum.saturating_add(self.0.layer_size(cx, &id).await?);
         }
-        Ok(total)
+        Ok(sum)
     }
 
     async fn chain_sizes(&self, cx: &Ctx) -> Result<Vec<(Digest, u64)>> {
-        let (_, instance) = self.instance(None)?;
-        let mut sizes = Vec::new();
-        for key in instance.keys(cx, LayerState::Committed).await? {
-            if let Ok(id) = format!("sha256:{key}").parse() {
-                sizes.push((id, instance.committed_size(cx, &key).await?));
-            }
+        let mut ids = BTreeSet::new();
+        for instance in self.0.all_instances()? {
+            let layers = self.0.list_all(cx, &instance).await?;
+            let committed = layers.into_iter().filter(|layer| layer.state == LayerState::Committed);
+            ids.extend(committed.filter_map(|layer| layer.key.parse::<Digest>().ok()));
+        }
+        let mut sizes = Vec::with_capacity(ids.len());
+        for id in ids {
+            let size = self.0.layer_size(cx, &id).await?;
+            sizes.push((id, size));
         }
         Ok(sizes)
     }
 
     async fn collect(&self, cx: &Ctx, keep: &[Chain]) -> Result<()> {
-        let keep: BTreeSet<String> =
-            keep.iter().flat_map(Chain::ids).map(|id| id.hex().to_owned()).collect();
-        for (name, instance) in &self.instances {
-            let mut idle = instance.keys(cx, LayerState::Committed).await?;
-            idle.retain(|key| !keep.contains(key));
-            // A layer goes after those that stand on it; what a container stands on stays.
-            loop {
-                let before = idle.len();
-                let mut busy = Vec::new();
-                for key in idle {
-                    let id = format!("sha256:{key}");
-                    let _flight = self.unpacking.enter(&format!("{name}/{id}")).await;
-                    match instance.driver.remove(cx, &key).await {
-                        Ok(()) => {
-                            let mut sizes =
-                                instance.sizes.lock().unwrap_or_else(PoisonError::into_inner);
-                            sizes.remove(&key);
-                        }
-                        Err(e) if e.kind() == ErrorKind::Busy => busy.push(key),
-                        Err(e) => return Err(e),
-                    }
-                }
-                if busy.is_empty() || busy.len() == before {
-                    break;
-                }
-                idle = busy;
-            }
-        }
-        Ok(())
+        self.0.collect_chains(cx, keep).await
     }
 
     async fn details(&self, cx: &Ctx, layer: &ContainerLayer) -> Result<Labels> {
-        let (_, instance) = self.instance(Some(&layer.instance))?;
-        instance.driver.details(cx, &container_key(&layer.key)).await
+        let instance = self.0.instance(Some(&layer.instance))?;
+        instance.driver.details(cx, &layer.key).await
     }
 
     async fn chain_details(&self, cx: &Ctx, chain: &Chain) -> Result<(String, Labels)> {
-        let (name, instance) = self.instance(None)?;
+        let instance = self.0.instance(None)?;
         let details = match chain.id() {
-            Some(top) => instance.driver.details(cx, top.hex()).await?,
-            None => Labels::new(),
+            Some(id) if instance.has(cx, &id).await? => {
+                instance.driver.details(cx, id.as_str()).await?
+            }
+            _ => Labels::new(),
         };
-        Ok((name.to_owned(), details))
+        Ok((instance.name, details))
     }
 
     async fn reconcile(&self, cx: &Ctx, known: &[String]) -> Result<Vec<String>> {
-        let known: BTreeSet<String> = known.iter().map(|key| container_key(key)).collect();
-        let mut dropped = Vec::new();
-        for instance in self.instances.values() {
-            for key in instance.keys(cx, LayerState::Active).await? {
-                if key.starts_with("container-") && !known.contains(&key) {
-                    instance.driver.remove(cx, &key).await?;
-                    dropped.push(key);
-                }
-            }
-        }
-        Ok(dropped)
+        self.0.drop_unknown(cx, known).await
     }
 
     async fn instances(&self, _: &Ctx) -> Result<Vec<InstanceStatus>> {
-        let status = |(name, instance): (&String, &Arc<Instance>)| InstanceStatus {
-            name: name.clone(),
-            status: instance.driver.describe().status,
-        };
-        let mut all: Vec<InstanceStatus> = self.instances.iter().map(status).collect();
-        all.sort_by_key(|i| i.name != self.default); // stable: the default first
-        Ok(all)
-    }
-}
-
-#[async_trait]
-impl InfoSource for Store {
-    async fn info(&self, cx: &Ctx) -> Result<Map<String, Value>> {
-        let all = self.instances(cx).await?;
-        let default = all.first().cloned().into_iter().flat_map(|i| i.status);
-        let mut rows: Vec<[String; 2]> = default.map(|(key, value)| [key, value]).collect();
-        for other in all.iter().skip(1) {
-            rows.push(["Also available".into(), other.name.clone()]);
-        }
-        let info = json!({ "Driver": self.default, "DriverStatus": rows });
-        Ok(info.as_object().cloned().unwrap_or_default())
+        let instances = self.0.all_instances()?.into_iter();
+        Ok(instances.map(|i| InstanceStatus { name: i.name, status: i.info.status }).collect())
     }
 }

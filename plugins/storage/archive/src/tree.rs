@@ -152,9 +152,10 @@ impl<'a> Tree<'a> {
         let stat = rustix::fs::fstat(&fd)?;
         let mut inherits = stat.st_mode & 0o2000 != 0;
         if self.is_foreign && !inherits {
-            let mut none: [u8; 0] = [];
-            inherits =
-                rustix::fs::fgetxattr(&fd, xattr::DEFAULT_ACL, &mut none[..]).is_ok_and(|n| n > 0);
+            // Too small for any ACL, so an ACL answers with ERANGE.
+            let mut byte = [0u8; 1];
+            let answer = rustix::fs::fgetxattr(&fd, xattr::DEFAULT_ACL, &mut byte[..]);
+            inherits = matches!(answer, Ok(_) | Err(Errno::RANGE));
         }
         self.times.entry(real.clone()).or_insert_with(|| mtime_of(&stat));
         Ok(Rc::new(Dir { fd, real, inherits }))
