@@ -2,17 +2,18 @@
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use gantry_sdk::kinds::runtime::{
     Attach, ContainerProcess, ExecLaunch, ExecProcess, Exit, Stdio as SdkStdio,
 };
+use gantry_sdk::tasks::Tasks;
 use gantry_sdk::{Error, ErrorKind, Result};
 use gantry_shim_protocol::{
-    Console, EXIT_NAME, ExecHead, Exit as WireExit, Failure, Reply, Request, Stdio, Streams,
-    decode_body, encode_body, exec_exit_name, is_plain_id,
+    Console, EXIT_NAME, ExecHead, Exit as WireExit, Failure, Reply, Request, SOCKET_NAME, Stdio,
+    Streams, decode_body, encode_body, exec_exit_name, is_plain_id,
 };
 use gantry_sys::cgroup::Group;
 use gantry_sys::memfd::{self, Executable};
@@ -44,17 +45,32 @@ pub(crate) struct Container {
     pub(crate) pid: i32,
     pub(crate) group: Group,
     /// `None` when the shim was gone already when the container was found again.
-    pub(crate) connection: Option<Connection>,
+    pub(crate) connection: Mutex<Option<Arc<Connection>>>,
+    pub(crate) tasks: Tasks,
     pub(crate) programs: Arc<Programs>,
     /// An external runtime reads the specification's own form of a process.
     pub(crate) external: bool,
 }
 
 impl Container {
-    fn connection(&self) -> Result<&Connection> {
-        self.connection
-            .as_ref()
-            .ok_or_else(|| Error::not_found(format!("container {} is not running", self.id)))
+    fn held(&self) -> Option<Arc<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Connects anew to a shim that has hung up and is still there, as it does on a daemon that was
+    /// stopped for too long to take its messages.
+    async fn reconnect(&self) -> Option<Arc<Connection>> {
+        let path = self.run_dir.join(SOCKET_NAME);
+        let socket = blocking(move || Ok(gantry_sys::socket::connect(&path).ok())).await.ok()??;
+        let connection = Arc::new(Connection::new(socket, None, &self.tasks).ok()?);
+        connection.hello().await.ok()?;
+        let mut held = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = Some(connection.clone());
+        Some(connection)
+    }
+
+    fn connection(&self) -> Result<Arc<Connection>> {
+        self.held().ok_or_else(|| Error::not_found(format!("container {} is not running", self.id)))
     }
 
     async fn simple(&self, request: Request) -> Result<()> {
@@ -89,10 +105,12 @@ impl ContainerProcess for Container {
     }
 
     async fn wait(&self) -> Result<Exit> {
-        if let Some(connection) = &self.connection
-            && let Some(exit) = ended(connection.exit()).await
-        {
-            return Ok(sdk_exit(exit));
+        let mut held = self.held();
+        while let Some(connection) = held {
+            if let Some(exit) = ended(connection.exit()).await {
+                return Ok(sdk_exit(exit));
+            }
+            held = self.reconnect().await;
         }
         self.clean_up_lost().await.map(sdk_exit)
     }
@@ -159,7 +177,7 @@ impl ContainerProcess for Container {
     }
 
     async fn delete(&self) -> Result<()> {
-        if let Some(connection) = &self.connection {
+        if let Some(connection) = self.held() {
             match connection.ask(&Request::Delete { force: true }, &[]).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(failure)) => return Err(from_failure(&failure)),

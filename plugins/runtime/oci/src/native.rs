@@ -1,8 +1,8 @@
 //! The built-in runtime.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -104,13 +104,14 @@ impl Runtime for Oci {
     }
 
     async fn recover(&self, _: &Ctx, id: &str, run_dir: &Path) -> Result<Recovered> {
-        let container = |connection, pid, group| {
+        let container = |connection: Option<Connection>, pid, group| {
             Arc::new(Container {
                 id: id.to_owned(),
                 run_dir: run_dir.to_owned(),
                 pid,
                 group,
-                connection,
+                connection: Mutex::new(connection.map(Arc::new)),
+                tasks: self.machine.tasks.clone(),
                 programs: self.machine.programs.clone(),
                 external: self.external.is_some(),
             })
@@ -187,7 +188,8 @@ async fn start(
         run_dir,
         pid,
         group: underway.group,
-        connection: Some(connection),
+        connection: Mutex::new(Some(Arc::new(connection))),
+        tasks,
         programs,
         external: is_external,
     }))
@@ -280,7 +282,7 @@ fn write_group(run_dir: &Path, group: &Group) -> Result<()> {
         .map_err(|error| Error::internal("cannot record the container's groups", error))
 }
 
-fn read_group(run_dir: &PathBuf) -> Option<Group> {
+fn read_group(run_dir: &Path) -> Option<Group> {
     let bytes = read_file_bounded(&run_dir.join(GROUP_NAME), GROUP_MAX).ok()?;
     decode_body(&bytes).ok()
 }

@@ -46,7 +46,6 @@ pub fn encode_frame(number: u32, message: &impl Serialize) -> Result<Vec<u8>, Fr
 /// # Errors
 ///
 /// The packet has no number.
-#[expect(clippy::type_complexity, reason = "a number and, separately, a message or why not")]
 pub fn decode_frame<T: DeserializeOwned>(
     packet: &[u8],
 ) -> Result<(u32, Result<T, FrameError>), FrameError> {

@@ -61,9 +61,10 @@ pub(super) fn nodes(linux: &oci::Linux, stdio: Stdio) -> Result<Vec<Device>> {
     let missing = |device: &Device| !own.iter().any(|it| it.path == device.path);
     let mut all: Vec<Device> = defaults.filter(missing).collect();
     // A terminal is bound over /dev/console, and /dev/ptmx is a link to the container's own.
-    all.extend(own.iter().cloned().filter(|device| {
-        device.path != "/dev/ptmx" && !(device.path == "/dev/console" && stdio.terminal.is_some())
-    }));
+    let taken = |device: &Device| {
+        device.path == "/dev/ptmx" || device.path == "/dev/console" && stdio.terminal.is_some()
+    };
+    all.extend(own.iter().filter(|device| !taken(device)).cloned());
     Ok(all)
 }
 

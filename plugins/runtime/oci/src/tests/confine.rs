@@ -342,3 +342,65 @@ async fn root_executes_with_a_terminal_as_somebody_else() {
     within(container.wait()).await.unwrap();
     container.delete().await.unwrap();
 }
+
+/// On v1 the reference leaves a container in the host's cgroup namespace.
+#[tokio::test]
+async fn root_sees_its_own_groups_without_a_cgroup_namespace() {
+    if !can_run() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let script =
+        "cat /sys/fs/cgroup/pids/pids.max; busybox mkdir /sys/fs/cgroup/pids/x || echo refused";
+    let mut spec = fixture.spec("nons", &["sh", "-c", script]);
+    spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|it| it["type"] != "cgroup");
+    let outcome = fixture.run("nons", &spec).await;
+    assert_eq!(outcome.stdout, "100\nrefused\n", "{outcome:?}");
+}
+
+#[tokio::test]
+async fn root_uses_the_hosts_network_when_told() {
+    if !can_run() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let mut spec = fixture.spec("hostnet", &["sh", "-c", "busybox readlink /proc/self/ns/net"]);
+    spec["linux"]["sysctl"] = json!({});
+    let mut launch = fixture.launch("hostnet", &spec, Stdio::default());
+    launch.netns = gantry_sdk::kinds::networks::SandboxNs::Host;
+    let (container, output) = fixture.start(launch).await.unwrap();
+    assert_eq!(within(container.wait()).await.unwrap().code, 0);
+    assert_eq!(frames(output).0.trim(), own.to_str().unwrap());
+    container.delete().await.unwrap();
+}
+
+/// Links whose targets do not exist are followed inside the root, and the targets are made.
+#[tokio::test]
+async fn root_makes_what_dangling_links_name() {
+    if !can_run() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let etc = fixture.dir.join("rootfs/etc");
+    std::os::unix::fs::symlink("../run/resolved/stub.conf", etc.join("resolv.conf")).unwrap();
+    std::os::unix::fs::symlink("/var/data", fixture.dir.join("rootfs/data")).unwrap();
+    std::os::unix::fs::symlink("loop", etc.join("loop")).unwrap();
+    std::fs::write(fixture.dir.join("given"), "given").unwrap();
+    let mut spec = fixture.spec(
+        "dangling",
+        &["sh", "-c", "cat /etc/resolv.conf /run/resolved/stub.conf; ls -d /var/data/in"],
+    );
+    let bind = |target: &str| json!({"destination": target, "type": "bind", "source": fixture.dir.join("given"), "options": ["bind"]});
+    push(&mut spec, "/mounts", bind("/etc/resolv.conf"));
+    push(
+        &mut spec,
+        "/mounts",
+        json!({"destination": "/data/in", "type": "tmpfs", "source": "tmpfs"}),
+    );
+    let outcome = fixture.run("dangling", &spec).await;
+    assert_eq!(outcome.stdout, "givengiven/var/data/in\n", "{outcome:?}");
+    push(&mut spec, "/mounts", bind("/etc/loop"));
+    let launch = fixture.launch("loop", &spec, Stdio::default());
+    assert!(fixture.start(launch).await.is_err());
+}

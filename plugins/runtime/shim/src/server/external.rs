@@ -281,6 +281,16 @@ impl Shim {
 
     fn after_create(&mut self, waiter: Waiter, answer: Result<i32, Failure>, start: bool) {
         match answer {
+            // Deleted before it was there.
+            Ok(_) if self.deleting.is_some() => {
+                if let Some(process) = self.first() {
+                    let _ = send_signal(&process.pidfd, 9);
+                }
+                self.answer(
+                    waiter,
+                    Err(fail(Stage::State, Errno::CANCELED, "start the container")),
+                );
+            }
             Ok(_) if start => {
                 if let Err(failure) = self.start_external(waiter) {
                     self.answer(waiter, Err(failure));
@@ -292,6 +302,10 @@ impl Shim {
                     && let Some(runtime) = container.external
                 {
                     runtime.delete(&container.id);
+                }
+                self.remove_socket();
+                if let Some(waiter) = self.deleting.take() {
+                    self.answer(waiter, Ok(Reply::Done));
                 }
                 self.answer(waiter, Err(failure));
             }

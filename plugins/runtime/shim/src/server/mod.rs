@@ -32,6 +32,7 @@ use process::Process;
 use rustix::event::epoll::EventFlags;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::time::Duration;
 
@@ -52,6 +53,9 @@ const REMOVAL: Duration = Duration::from_secs(2);
 
 /// How long a deleted container's output may wait for clients that do not read, in milliseconds.
 const LINGER: u64 = 600_000;
+
+/// Exits of execs kept on record: a health check makes one every few seconds.
+const RECORDS_MAX: usize = 64;
 
 /// A connected daemon.
 #[derive(Debug)]
@@ -88,6 +92,8 @@ pub(crate) struct Shim {
     processes: Vec<Option<Process>>,
     /// Answered when the container, being killed, has ended.
     deleting: Option<Waiter>,
+    /// Exits of execs that are on record, oldest first.
+    recorded: VecDeque<String>,
     /// Everything is removed; when, at the latest, this process ends.
     ending: Option<u64>,
 }
@@ -113,6 +119,7 @@ impl Shim {
             container: None,
             processes: Vec::new(),
             deleting: None,
+            recorded: VecDeque::new(),
             ending: None,
         };
         shim.add_peer(control)?;
@@ -225,10 +232,11 @@ impl Shim {
                 self.announce(slot, exit);
             }
             let Some(Some(process)) = self.processes.get_mut(usize::from(slot)) else { continue };
-            if process.is_over() && (slot != FIRST || self.ending.is_some()) {
-                if let Some(place) = self.processes.get_mut(usize::from(slot)) {
-                    *place = None;
-                }
+            if process.is_over()
+                && (slot != FIRST || self.ending.is_some())
+                && let Some(place) = self.processes.get_mut(usize::from(slot))
+            {
+                *place = None;
             }
         }
     }
@@ -240,7 +248,14 @@ impl Shim {
             (EXIT_NAME.to_owned(), Event::Exited(exit))
         } else {
             let id = process.id.clone();
-            (exec_exit_name(&id), Event::ExecExited { id, exit })
+            let name = exec_exit_name(&id);
+            self.recorded.push_back(name.clone());
+            if self.recorded.len() > RECORDS_MAX
+                && let Some(oldest) = self.recorded.pop_front()
+            {
+                let _ = rustix::fs::unlinkat(&self.run_dir, oldest, rustix::fs::AtFlags::empty());
+            }
+            (name, Event::ExecExited { id, exit })
         };
         // A full run directory must not keep the news back; the state still has it.
         if let Ok(body) = encode_body(&exit) {

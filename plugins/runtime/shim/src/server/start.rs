@@ -293,6 +293,9 @@ impl Shim {
         let process = self.processes.get_mut(usize::from(slot)).and_then(Option::take);
         if slot == FIRST {
             if let Some(container) = self.container.take() {
+                if let Some(runtime) = &container.external {
+                    runtime.delete(&container.id);
+                }
                 let _ = container.group.remove(REMOVAL);
             }
             self.remove_socket();

@@ -16,7 +16,9 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
-use std::path::Path;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
 
 /// Directories made on the way to a mount, as runc makes them.
 const NEW_DIRECTORY: NewDirectory = NewDirectory { mode: 0o755, owner: None };
@@ -157,11 +159,16 @@ impl<'a> Tree<'a> {
     fn target(&self, mount: &Mount, links: Links) -> Result<OwnedFd, Failure> {
         let path = Path::new(&mount.target);
         let relative = path.strip_prefix("/").unwrap_or(path);
-        let open = |flags| open_beneath(self.root, relative, flags, Mode::empty(), links);
-        let target = match open(OFlags::PATH) {
+        let open =
+            |path: &Path, links| open_beneath(self.root, path, OFlags::PATH, Mode::empty(), links);
+        let target = match open(relative, links) {
             Err(error) if error.is(Errno::NOENT) => {
-                make_target(self.root, relative, mount.target_kind, links)?;
-                open(OFlags::PATH)
+                let real = match links {
+                    Links::InRoot => without_links(self.root, relative)?,
+                    _ => relative.to_owned(),
+                };
+                make_target(self.root, &real, mount.target_kind, Links::Refuse)?;
+                open(&real, Links::Refuse)
             }
             answer => answer,
         }
@@ -314,6 +321,64 @@ fn make_target(
     rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o755))
         .during(Stage::Mount, || format!("make /{}", relative.display()))?;
     Ok(())
+}
+
+/// Most links on the way to a mount, as the kernel has it.
+const LINKS_MAX: u32 = 40;
+
+/// Where a path that does not exist yet leads, with every link on the way followed inside the root:
+/// images have links whose targets are made when something is mounted there.
+///
+/// The answer is used without following links again, so a link that changes meanwhile is an error.
+fn without_links(root: BorrowedFd<'_>, path: &Path) -> Result<PathBuf, Failure> {
+    let doing = || format!("follow /{}", path.display());
+    let mut here = PathBuf::new();
+    let mut rest: Vec<OsString> = components(path);
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        if name == ".." {
+            here.pop();
+            continue;
+        }
+        let next = here.join(&name);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let fd = match open_beneath(root, &next, flags, Mode::empty(), Links::InRoot) {
+            Err(error) if error.is(Errno::NOENT) => None,
+            answer => Some(answer.at(Stage::Mount)?),
+        };
+        let kind = fd.as_ref().map(rustix::fs::fstat).transpose().during(Stage::Mount, doing)?;
+        let is_link =
+            |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+        match fd.filter(|_| kind.is_some_and(is_link)) {
+            None => here = next,
+            Some(link) => {
+                links += 1;
+                if links > LINKS_MAX {
+                    return Err(crate::status::fail(Stage::Mount, Errno::LOOP, doing()));
+                }
+                let content =
+                    rustix::fs::readlinkat(&link, "", Vec::new()).during(Stage::Mount, doing)?;
+                let content = PathBuf::from(OsString::from_vec(content.into_bytes()));
+                if content.is_absolute() {
+                    here.clear();
+                }
+                rest.extend(components(&content));
+            }
+        }
+    }
+    Ok(here)
+}
+
+/// The names of a path, last first, without what means nothing.
+fn components(path: &Path) -> Vec<OsString> {
+    let names = path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsString::from("..")),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    });
+    let mut names: Vec<OsString> = names.collect();
+    names.reverse();
+    names
 }
 
 /// Splits a path beneath the root for making its last component.
