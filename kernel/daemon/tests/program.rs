@@ -28,9 +28,9 @@ impl Place {
 
     /// A `daemon.json` with every plugin off, and `more` in it.
     fn configure(&self, more: &str) {
-        let off: Vec<_> = gantry_builtin::IDS
+        let off: Vec<_> = gantry_builtin::plugins()
             .iter()
-            .map(|id| format!("{id:?}: {{\"enabled\": false}}"))
+            .map(|plugin| format!("{:?}: {{\"enabled\": false}}", plugin.descriptor.id))
             .collect();
         let text = format!("{{{more} \"kernel-plugins\": {{{}}}}}", off.join(","));
         std::fs::write(self.path("daemon.json"), text).unwrap();

@@ -26,8 +26,25 @@ use gantry_volume_local as _;
 use gantry_sdk::Registration;
 
 /// The ids of all built-in plugins, sorted.
-pub const IDS: &[&str] =
-    &["content", "ipam.default", "network.bridge", "network.host", "network.null"];
+pub const IDS: &[&str] = &[
+    "container",
+    "content",
+    "events",
+    "image",
+    "ipam.default",
+    "layers",
+    "log.json-file",
+    "log.none",
+    "network",
+    "network.bridge",
+    "network.host",
+    "network.null",
+    "runtime.oci",
+    "storage.overlay2",
+    "storage.vfs",
+    "system",
+    "volume.local",
+];
 
 /// All built-in plugins, in no particular order: the kernel sorts.
 #[must_use]
