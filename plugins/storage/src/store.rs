@@ -28,6 +28,8 @@ pub(crate) struct Store {
     pub(crate) tasks: Tasks,
     pub(crate) default: String,
     pub(crate) flights: Flights,
+    /// Held while the empty layer is made.
+    pub(crate) making_empty: tokio::sync::Mutex<()>,
     /// By instance, a layer that is not known to be on disk.
     pub(crate) unsynced: Mutex<BTreeMap<String, Digest>>,
     pub(crate) sync_wanted: tokio::sync::Notify,
@@ -98,6 +100,7 @@ impl Store {
             tasks,
             default,
             flights: Flights::default(),
+            making_empty: tokio::sync::Mutex::default(),
             unsynced: Mutex::default(),
             sync_wanted: tokio::sync::Notify::new(),
         });
@@ -155,20 +158,13 @@ impl Store {
     }
 
     async fn make_empty(&self, cx: &Ctx, instance: &Instance) -> Result<()> {
+        let _one_at_a_time = self.making_empty.lock().await;
         if instance.has_key(cx, EMPTY).await? {
             return Ok(());
         }
         let key = format!("{}{EMPTY}", crate::unpack::UNPACKING);
-        let made = async {
-            instance.driver.prepare(cx, &key, None, &Labels::new()).await?;
-            instance.driver.commit(cx, &key, EMPTY).await.map(drop)
-        }
-        .await;
-        match made {
-            // Two at a time: one made it, which is all that either wants.
-            Err(_) if instance.has_key(cx, EMPTY).await? => Ok(()),
-            answer => answer,
-        }
+        instance.driver.prepare(cx, &key, None, &Labels::new()).await?;
+        instance.driver.commit(cx, &key, EMPTY).await.map(drop)
     }
 }
 

@@ -424,23 +424,25 @@ impl Layers {
         }
         rustix::fs::syncfs(&self.root_fd)
             .map_err(|e| Error::io("sync", self.root.display(), e.into()))?;
-        for record in unsynced {
-            // Losing this record is losing a note, not the layer: it may be written late.
-            let durable = Record { state: State::Durable, ..record.clone() };
-            {
-                let mut table = self.table();
-                if !matches!(table.slots.get(&record.key), Some(Slot::Ready(now)) if *now == record)
-                {
-                    continue;
+        unsynced.iter().try_for_each(|record| self.mark_durable(record))
+    }
+
+    /// Changes a record in place, while everybody may use the layer. If it was removed meanwhile, the
+    /// new record goes too: a remover takes the slot first, and the record file after.
+    fn mark_durable(&self, record: &Record) -> Result<()> {
+        let durable = Record { state: State::Durable, ..record.clone() };
+        self.rewrite(&durable)?;
+        let is_there = {
+            let mut table = self.table();
+            match table.slots.get_mut(&record.key) {
+                Some(Slot::Ready(now)) if now.id == record.id => {
+                    *now = durable;
+                    true
                 }
-                table.slots.insert(record.key.clone(), Slot::Reserved);
+                _ => false,
             }
-            let written = self.rewrite(&durable);
-            let kept = if written.is_ok() { durable } else { record };
-            self.table().insert(kept);
-            written?;
-        }
-        Ok(())
+        };
+        if is_there { Ok(()) } else { self.unrecord(record) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Opening an instance, and putting right what a crash left.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -75,13 +75,14 @@ impl Layers {
     ///
     /// What the file system reported.
     pub fn recover(&self) -> Result<Vec<String>> {
-        let dropped = if self.same_boot.load(Relaxed) { Vec::new() } else { self.drop_unsynced()? };
-        let mut known = BTreeSet::new();
+        let mut dropped =
+            if self.same_boot.load(Relaxed) { Vec::new() } else { self.drop_unsynced()? };
+        let mut missing: BTreeMap<u64, Record> = BTreeMap::new();
         {
             let table = self.table();
             for slot in table.slots.values() {
                 match slot {
-                    Slot::Ready(record) => drop(known.insert(record.id)),
+                    Slot::Ready(record) => drop(missing.insert(record.id, record.clone())),
                     // Somebody is at work: then this is not a start, and nothing is left over.
                     Slot::Reserved => return Ok(dropped),
                 }
@@ -89,13 +90,19 @@ impl Layers {
         }
         for name in names(&self.dirs, &self.root)? {
             match to_id(&name) {
-                Some(id) if known.contains(&id) => {}
+                Some(id) if missing.remove(&id).is_some() => {}
                 Some(id) => self.discard(id),
                 None => {
                     let name = name.escape_ascii().to_string();
                     tracing::warn!(root = %self.root.display(), name, "Something that is no layer lies among the layers.");
                 }
             }
+        }
+        // Removed as far as the directory, or lost: either way there is nothing left to use.
+        for record in missing.into_values() {
+            self.unrecord(&record)?;
+            self.table().forget(&record.key, record.parent.as_ref());
+            dropped.push(record.key);
         }
         if !self.same_boot.load(Relaxed) {
             let boot = read_file_bounded(Path::new(BOOT_ID), 64)
@@ -238,6 +245,32 @@ mod tests {
         assert_eq!(layers.chain("two").unwrap().len(), 2);
         assert_eq!(layers.remove("base").unwrap_err().kind(), ErrorKind::Busy);
         assert!(layers.prepare("three", None, 9, fill).unwrap().id > 77);
+    }
+
+    #[test]
+    fn syncing_disturbs_nobody_and_brings_nothing_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = restart(&dir);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    layers.sync().unwrap();
+                }
+            });
+            for n in 0..200 {
+                let (key, name) = (format!("k{n}"), format!("n{n}"));
+                layers.prepare(&key, None, 9, fill).unwrap();
+                layers.commit(&key, &name).unwrap();
+                layers.chain(&name).unwrap();
+                layers.remove(&name).unwrap();
+            }
+        });
+        assert_eq!(layers.list(None, 10), []);
+        assert_eq!(restart(&dir).list(None, 10), []);
+        std::os::unix::fs::symlink("1/d//ghost", dir.path().join("r/9999")).unwrap();
+        let layers = restart(&dir);
+        assert_eq!(layers.recover().unwrap(), ["ghost"]);
+        assert_eq!(restart(&dir).list(None, 10), []);
     }
 
     #[test]
