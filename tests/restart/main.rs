@@ -73,13 +73,13 @@ fn an_exit_without_a_daemon_is_known_afterwards() -> TestResult {
 fn what_was_acknowledged_is_there() -> TestResult {
     daemon_test(|daemon| {
         daemon.load_busybox()?;
-        daemon.ok("volume create --label a=b v")?;
-        daemon.ok("create --name made --label c=d -v v:/v busybox true")?;
+        daemon.ok("volume create --label a=b vol")?;
+        daemon.ok("create --name made --label c=d -v vol:/v busybox true")?;
         daemon.ok("tag busybox tagged:1")?;
         daemon.kill9()?;
         daemon.start_again()?;
         assert_eq!(daemon.inspect("made")?["Config"]["Labels"]["c"], "d");
-        assert_eq!(daemon.get("/volumes/v")?["Labels"]["a"], "b");
+        assert_eq!(daemon.get("/volumes/vol")?["Labels"]["a"], "b");
         assert_eq!(daemon.ok("images --quiet tagged:1")?.len(), 12);
         daemon.ok("start --attach made")?;
         daemon.ok("rename made renamed")?;
@@ -172,7 +172,7 @@ fn killed_at_random_moments() -> TestResult {
         for round in 0..ROUNDS {
             let stop = AtomicBool::new(false);
             let pid = i32::try_from(daemon.pid()?)?;
-            let pause = Duration::from_millis(random.random_range(20..250));
+            let pause = Duration::from_millis(random.random_range(50..500));
             std::thread::scope(|scope| {
                 for worker in 0..3 {
                     let (daemon, stop) = (&*daemon, &stop);
