@@ -1,81 +1,10 @@
-//! Archives for tests, written by the `tar` crate or by hand, and what they unpack to.
+//! Where the archives of tests are unpacked.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use gantry_archive::{ExtractOptions, Result, Summary, Whiteouts, extract};
 use rustix::fs::{Mode, OFlags};
-
-/// One header by hand: the name is taken as it is, unlike the `tar` crate's setters do.
-pub(crate) fn header(name: &[u8], flag: u8, size: u64, link: &[u8]) -> tar::Header {
-    let mut header = tar::Header::new_gnu();
-    let old = header.as_old_mut();
-    old.name[..name.len()].copy_from_slice(name);
-    old.linkname[..link.len()].copy_from_slice(link);
-    old.linkflag = [flag];
-    header.set_size(size);
-    header.set_mode(if flag == b'5' { 0o755 } else { 0o644 });
-    header.set_mtime(1_700_000_000);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_cksum();
-    header
-}
-
-/// An archive of members by hand.
-#[derive(Default)]
-pub(crate) struct Tar(pub(crate) Vec<u8>);
-
-impl Tar {
-    pub(crate) fn raw(mut self, header: &tar::Header, data: &[u8]) -> Self {
-        self.0.extend_from_slice(header.as_bytes());
-        self.0.extend_from_slice(data);
-        self.0.resize(self.0.len().next_multiple_of(512), 0);
-        self
-    }
-
-    pub(crate) fn member(self, name: &str, flag: u8, link: &str, data: &[u8]) -> Self {
-        let header = header(name.as_bytes(), flag, data.len() as u64, link.as_bytes());
-        self.raw(&header, data)
-    }
-
-    pub(crate) fn dir(self, name: &str) -> Self {
-        self.member(name, b'5', "", b"")
-    }
-
-    pub(crate) fn file(self, name: &str, data: &str) -> Self {
-        self.member(name, b'0', "", data.as_bytes())
-    }
-
-    pub(crate) fn symlink(self, name: &str, to: &str) -> Self {
-        self.member(name, b'2', to, b"")
-    }
-
-    pub(crate) fn hardlink(self, name: &str, to: &str) -> Self {
-        self.member(name, b'1', to, b"")
-    }
-
-    /// PAX records for the next member.
-    pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
-        let mut data = Vec::new();
-        for (key, value) in records {
-            let rest = key.len() + value.len() + 3;
-            let mut length = rest + 1;
-            while length != rest + length.to_string().len() {
-                length += 1;
-            }
-            data.extend_from_slice(format!("{length} {key}=").as_bytes());
-            data.extend_from_slice(value);
-            data.push(b'\n');
-        }
-        self.raw(&header(b"pax", b'x', data.len() as u64, b""), &data)
-    }
-
-    pub(crate) fn end(mut self) -> Vec<u8> {
-        self.0.extend_from_slice(&[0; 1024]);
-        self.0
-    }
-}
 
 /// A directory to unpack into, beside one that must stay as it is.
 pub(crate) struct Place {

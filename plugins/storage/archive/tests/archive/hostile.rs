@@ -1,7 +1,8 @@
 //! Archives that mean harm stay inside, are refused, or both; none makes us panic.
 
-use crate::common::{Place, Tar, header};
+use crate::common::Place;
 use gantry_archive::{ArchiveError, Whiteouts};
+use gantry_testkit::archive::{Tar, header};
 use proptest::prelude::*;
 
 const STYLES: [Whiteouts; 3] = [Whiteouts::Literal, Whiteouts::Overlay, Whiteouts::Remove];
@@ -127,7 +128,7 @@ fn damaged_headers_are_errors_that_say_where() {
             Tar::default().pax(&[("size", b"18446744073709551615")]).file("a", "").end(),
         ),
         ("unknown type", Tar::default().member("a", b'Q', "", b"").end()),
-        ("cut short", Tar::default().file("a", "some data").0[..600].to_vec()),
+        ("cut short", Tar::default().file("a", "some data").unfinished()[..600].to_vec()),
         ("lone zero block", lone),
         (
             "attribute too large",
@@ -159,7 +160,7 @@ fn damaged_headers_are_errors_that_say_where() {
 #[test]
 fn a_size_record_moves_the_next_header_too() {
     // A reader that takes the size from the header would take the data for a header.
-    let inner = Tar::default().file("smuggled", "x").0;
+    let inner = Tar::default().file("smuggled", "x").unfinished();
     let size = inner.len().to_string();
     let archive = Tar::default()
         .pax(&[("size", size.as_bytes())])

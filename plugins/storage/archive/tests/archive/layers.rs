@@ -5,12 +5,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{Place, Tar, is_root, open};
+use crate::common::{Place, is_root, open};
 use gantry_archive::{
     CreateOptions, Created, ExtractOptions, Result, Source, Whiteouts, copy_tree, create,
     create_from_changes, extract,
 };
 use gantry_sys::mount::Overlay;
+use gantry_testkit::archive::Tar;
 use proptest::prelude::*;
 
 fn archive(root: &OwnedFd) -> (Created, Vec<u8>) {
@@ -389,4 +390,53 @@ fn root_a_changed_overlay_and_a_comparison_give_working_layers() {
     let mut nothing = Vec::new();
     let created = create_from_changes(Some(new.as_fd()), new.as_fd(), &mut nothing).unwrap();
     assert_eq!(created.entries, 0);
+}
+
+/// Unpacks `archive` with GNU tar and with us; both trees must be the same.
+fn compare_with_gnu_tar(archive: &[u8]) {
+    let (theirs, ours) = (Place::new(), Place::new());
+    let file = theirs.dir.path().join("archive.tar");
+    std::fs::write(&file, archive).unwrap();
+    let mut tar = Command::new("tar");
+    tar.args(["-x", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-p", "-f"]);
+    assert!(tar.arg(&file).arg("-C").arg(theirs.root()).status().unwrap().success());
+    ours.extract(archive, Whiteouts::Literal).unwrap();
+    let snapshot = |place: &Place| gantry_testkit::tree::snapshot(&place.root()).unwrap();
+    gantry_testkit::tree::assert_same(&snapshot(&theirs), &snapshot(&ours), "GNU tar and ours");
+}
+
+#[test]
+fn root_gnu_tar_reads_and_writes_what_we_do() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let script = r#"
+        set -e; cd "$1"; mkdir -p a/b/c; echo x > a/b/c/file; ln a/b/c/file a/hard; ln -s ../../x a/b/link
+        mknod a/null c 1 3; mkfifo a/pipe; install -m 4711 -o 1000 -g 1000 /bin/true a/suid
+        head -c 300000 /dev/urandom > a/data; truncate -s 3M a/holes; echo end >> a/holes
+        long=$(printf 'd%.0s' $(seq 90)); mkdir -p "$long/$long"; echo deep > "$long/$long/f"
+        ln -s "$(printf 't%.0s' $(seq 200))" a/longlink; touch -d '1969-12-31 23:59:58.25 UTC' a/data
+        setfattr -n user.note -v hello a/data 2>/dev/null || true
+        touch -d '2020-01-01 UTC' "$long/$long" "$long" a/b/c a/b a .
+    "#;
+    let status = Command::new("bash").args(["-c", script, "bash"]).arg(place.root()).status();
+    assert!(status.unwrap().success());
+    compare_with_gnu_tar(&archive(&open(&place.root())).1);
+    for format in [
+        "gnu",
+        "pax",
+        "gnu --sparse",
+        "pax --sparse",
+        "pax --sparse --sparse-version=0.1",
+        "pax --sparse --sparse-version=0.0",
+        "ustar",
+    ] {
+        let command = format!("tar --format={format} --xattrs --numeric-owner -cf - .");
+        let out = Command::new("bash").args(["-c", &command]).current_dir(place.root()).output();
+        let out = out.unwrap();
+        // The ustar format cannot hold everything; what it does hold is compared.
+        assert!(out.status.success() || format == "ustar", "{format}");
+        compare_with_gnu_tar(&out.stdout);
+    }
 }
