@@ -1,5 +1,7 @@
 //! The layer store on real drivers, with blobs and metadata in memory. Needs root.
 
+#![expect(clippy::unwrap_used, reason = "tests end by panicking")]
+
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;

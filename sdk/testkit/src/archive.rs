@@ -1,5 +1,7 @@
 //! Layer archives by hand: names and fields are taken as they are, so they can be wrong too.
 
+pub use tar::Header;
+
 /// One header. `flag` is the type: `b'0'` a file, `b'1'` a hard link, `b'2'` a symbolic link, `b'3'`
 /// and `b'4'` devices, `b'5'` a directory, `b'6'` a pipe.
 pub fn header(name: &[u8], flag: u8, size: u64, link: &[u8]) -> tar::Header {

@@ -172,10 +172,10 @@ fn compare(
     if depth == 0 {
         let stat =
             |fd: &OwnedFd| rustix::fs::fstat(fd).map_err(|e| ArchiveError::io("read", path, e));
-        if let Some(old) = old {
-            if mode_and_owner(&stat(old)?) != mode_and_owner(&stat(new)?) {
-                changes.insert(Vec::new(), ChangeKind::Modified);
-            }
+        if let Some(old) = old
+            && mode_and_owner(&stat(old)?) != mode_and_owner(&stat(new)?)
+        {
+            changes.insert(Vec::new(), ChangeKind::Modified);
         }
     }
     let names = list(new, path)?;

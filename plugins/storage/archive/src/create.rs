@@ -27,6 +27,9 @@ pub enum Source {
     OverlayUpper,
 }
 
+/// Whether a name is wanted.
+pub type Filter = dyn Fn(&[u8]) -> bool;
+
 /// How to archive.
 #[derive(Default)]
 pub struct CreateOptions<'a> {
@@ -37,7 +40,7 @@ pub struct CreateOptions<'a> {
     /// Whether the top directory gets a member of its own.
     pub root_entry: bool,
     /// Which names (without the prefix) are archived; a directory that is not is not entered.
-    pub filter: Option<&'a dyn Fn(&[u8]) -> bool>,
+    pub filter: Option<&'a Filter>,
 }
 
 impl std::fmt::Debug for CreateOptions<'_> {

@@ -49,7 +49,7 @@ mod xattr;
 pub use changes::{ChangeKind, Changes, create_from_changes, overlay_changes, tree_changes};
 pub use compress::{Chunks, Compression, Passed, decompressed, detect};
 pub use copy::{copy_children, copy_tree};
-pub use create::{CreateOptions, Created, Source, create, create_one};
+pub use create::{CreateOptions, Created, Filter, Source, create, create_one};
 pub use digest::{HashRead, HashWrite, Hasher};
 pub use entry::{Entry, Kind, Run, Sparse, Time};
 pub use error::{ArchiveError, Result};

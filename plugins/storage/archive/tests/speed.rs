@@ -3,6 +3,8 @@
 //! `cargo test --release -p gantry-archive --test speed -- --ignored --nocapture`; the tree to
 //! archive is `/usr/share` or the directory named by `GANTRY_SPEED_TREE`.
 
+#![expect(clippy::unwrap_used, reason = "tests end by panicking")]
+
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
@@ -62,6 +64,8 @@ fn unpacking_beside_gnu_tar() {
         let digest = timed(place.path(), |_| {
             Command::new("sha256sum").arg(&archive).output().unwrap();
         });
-        println!("{name}: tar {gnu:.2?} (and sha256sum {digest:.2?}), ours {ours:.2?} with digests");
+        println!(
+            "{name}: tar {gnu:.2?} (and sha256sum {digest:.2?}), ours {ours:.2?} with digests"
+        );
     }
 }

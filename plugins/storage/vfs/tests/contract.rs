@@ -1,5 +1,7 @@
 //! The contract of storage drivers, on `vfs`.
 
+#![expect(clippy::unwrap_used, reason = "tests end by panicking")]
+
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
