@@ -40,6 +40,9 @@ impl Shim {
     pub(crate) fn load() -> Result<Self> {
         let program = memfd::sealed("gantry-shim", PROGRAM, Executable::Yes)
             .map_err(|error| Error::internal("cannot keep the shim's program in memory", error))?;
+        // Below the floor it would be overwritten just before the exec that needs it.
+        let program = raise_descriptor(program, FLOOR)
+            .map_err(|errno| Error::io("keep in memory", "the shim's program", errno.into()))?;
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| Error::io("open", "/dev/null", errno.into()))?;
         let null = raise_descriptor(null, FLOOR)

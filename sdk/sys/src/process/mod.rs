@@ -11,6 +11,9 @@ mod identity;
 mod signal;
 mod spawn;
 
+#[cfg(test)]
+mod tests;
+
 pub use clone::{
     CloneFlags, Cloned, clone_process, exit_now, fork_process, mount_namespace_of, trim_heap,
     unshare,

@@ -7,6 +7,11 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+/// Tests run side by side, and a name is a control group.
+fn unique(name: &str, program: &str) -> String {
+    format!("{name}-{}", program.rsplit('/').next().unwrap_or_default())
+}
+
 fn programs() -> Vec<&'static str> {
     let all = ["/usr/sbin/runc", "/usr/bin/crun"];
     let installed: Vec<&str> =
@@ -21,9 +26,10 @@ fn programs() -> Vec<&'static str> {
 async fn root_lives_with_an_external_runtime() {
     for program in programs() {
         let fixture = Fixture::with(Some(program));
+        let id = unique("ext", program);
         let script = "read x; echo got $x; sleep 60";
         let stdio = Stdio { stdin: true, ..Stdio::default() };
-        let launch = fixture.launch("ext", &fixture.spec("ext", &["sh", "-c", script]), stdio);
+        let launch = fixture.launch(&id, &fixture.spec(&id, &["sh", "-c", script]), stdio);
         let run_dir = launch.run_dir.clone();
         let (container, mut stream) = fixture.start(launch).await.unwrap();
         stream.write_all(b"this\n").unwrap();
@@ -31,7 +37,7 @@ async fn root_lives_with_an_external_runtime() {
         stream.read_exact(&mut frame).unwrap();
         assert!(frame.ends_with(b"got this\n"));
 
-        let spec = fixture.spec("ext", &["sh", "-c", "tty; stty size; busybox hostname; exit 4"]);
+        let spec = fixture.spec(&id, &["sh", "-c", "tty; stty size; busybox hostname; exit 4"]);
         let (mut near, far) = UnixStream::pair().unwrap();
         let exec = container
             .exec(ExecLaunch {
@@ -51,7 +57,7 @@ async fn root_lives_with_an_external_runtime() {
         container.pause().await.unwrap();
         container.resume().await.unwrap();
         drop(container);
-        let recovered = fixture.oci.recover(&Ctx::background(), "ext", &run_dir).await.unwrap();
+        let recovered = fixture.oci.recover(&Ctx::background(), &id, &run_dir).await.unwrap();
         let Recovered::Running(container) = recovered else { panic!("{program}: it runs") };
         container.signal(9, true).await.unwrap();
         assert_eq!(within(container.wait()).await.unwrap().code, 137, "{program}");

@@ -34,6 +34,7 @@ pub(super) fn can_run() -> bool {
 pub(super) struct Fixture {
     pub(super) dir: PathBuf,
     pub(super) oci: Oci,
+    number: u32,
 }
 
 /// What came of a container.
@@ -71,7 +72,12 @@ impl Fixture {
         });
         let tasks = Tasks::new("test", &tokio_util::sync::CancellationToken::new());
         let oci = Oci { machine: Arc::new(Machine::read(tasks).unwrap()), external };
-        Self { dir, oci }
+        Self { dir, oci, number }
+    }
+
+    /// The control group of a container. Tests run side by side, so a name alone will not do.
+    pub(super) fn group(&self, id: &str) -> PathBuf {
+        PathBuf::from(format!("gantry-test-{}/{}-{id}", std::process::id(), self.number))
     }
 
     /// A specification like the reference's for a container without options.
@@ -116,7 +122,7 @@ impl Fixture {
                 mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])
             ],
             "linux": {
-                "cgroupsPath": format!("/gantry-test-{}/{id}", std::process::id()),
+                "cgroupsPath": Path::new("/").join(self.group(id)),
                 "resources": {
                     "devices": [{"allow": false, "access": "rwm"}],
                     "memory": {"limit": 268_435_456},

@@ -67,8 +67,7 @@ async fn root_gets_precise_errors_for_programs_that_cannot_run() {
         assert!(error.to_string().starts_with("failed to create task for container: "), "{error}");
         assert!(error.to_string().ends_with(words), "{error}");
     }
-    let left =
-        Path::new("/sys/fs/cgroup/pids").join(format!("gantry-test-{}/bad", std::process::id()));
+    let left = Path::new("/sys/fs/cgroup/pids").join(fixture.group("bad"));
     assert!(!left.exists());
 }
 

@@ -23,9 +23,8 @@ busybox cat /proc/kcore | busybox wc -c; busybox ls /sys/firmware | busybox wc -
 exit 42
 "#;
 
-async fn facts(program: Option<&str>) -> (i32, Vec<String>) {
+async fn facts(id: &str, program: Option<&str>) -> (i32, Vec<String>) {
     let fixture = Fixture::with(program);
-    let id = "oracle";
     let mut spec = fixture.spec(id, &["sh", "-c", PROBE]);
     spec["process"]["rlimits"] = serde_json::json!([
         {"type": "RLIMIT_NOFILE", "soft": 1000, "hard": 2000},
@@ -44,8 +43,10 @@ async fn compare(program: &str, ignore: &[&str]) {
         eprintln!("SKIPPED: {program} is not installed");
         return;
     }
-    let (own_code, own) = facts(None).await;
-    let (code, theirs) = facts(Some(program)).await;
+    // Tests run side by side, and a name is a control group.
+    let name = program.rsplit('/').next().unwrap_or_default().to_owned();
+    let (own_code, own) = facts(&format!("own-{name}"), None).await;
+    let (code, theirs) = facts(&name, Some(program)).await;
     assert_eq!((own_code, code), (42, 42), "{own:#?}\n{theirs:#?}");
     let only = |a: &[String], b: &[String]| -> Vec<String> {
         let known =

@@ -25,6 +25,9 @@ use std::path::{Path, PathBuf};
 /// The runtime's own log is read up to this many bytes, for its last message.
 const LOG_MAX: usize = 1 << 20;
 
+/// Children remembered: what a command starts ends at most moments before it.
+const STRAYS_MAX: usize = 64;
+
 /// How long a quick command (kill, pause, delete) may take before it is killed, in seconds.
 const QUICK: i64 = 30;
 
@@ -35,6 +38,8 @@ pub(super) struct Runtime {
     /// Commands that run beside the loop, oldest first.
     running: VecDeque<Command>,
     commands: u32,
+    /// Children that ended while a command ran: one may be what the command started.
+    strays: VecDeque<Reaped>,
 }
 
 /// A command that is waited for, and what comes after it.
@@ -67,7 +72,7 @@ enum Then {
 
 impl Runtime {
     fn new(config: External) -> Self {
-        Self { config, running: VecDeque::new(), commands: 0 }
+        Self { config, running: VecDeque::new(), commands: 0, strays: VecDeque::new() }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -108,6 +113,21 @@ impl Runtime {
         let spec = Spawn { path: &path, argv: &argv, env: &env, fds: &fds, new_session: false };
         let pid = spawn(&spec).during(Stage::External, doing)?;
         Ok((pid, log))
+    }
+
+    /// Remembers a child that ended, while somebody may ask for it.
+    fn keep(&mut self, reaped: Reaped) {
+        if self.running.is_empty() {
+            return self.strays.clear();
+        }
+        self.strays.push_back(reaped);
+        if self.strays.len() > STRAYS_MAX {
+            self.strays.pop_front();
+        }
+    }
+
+    fn stray(&self, pid: Pid) -> Option<Reaped> {
+        self.strays.iter().rev().find(|it| it.pid == pid.as_raw_nonzero().get()).copied()
     }
 
     /// Runs a command that is over in no time.
@@ -235,7 +255,7 @@ impl Shim {
         let Some(container) = &mut self.container else { return };
         let Some(runtime) = &mut container.external else { return };
         let is_it = |command: &Command| command.pid.as_raw_nonzero().get() == reaped.pid;
-        let Some(at) = runtime.running.iter().position(is_it) else { return };
+        let Some(at) = runtime.running.iter().position(is_it) else { return runtime.keep(reaped) };
         let Some(command) = runtime.running.remove(at) else { return };
         let answer = outcome(reaped, &command.log);
         let _ = std::fs::remove_file(&command.log);
@@ -244,15 +264,7 @@ impl Shim {
                 let answer = answer.and_then(|()| self.created(*streams, console));
                 self.after_create(waiter, answer, start);
             }
-            Then::Started { waiter } => {
-                let pid = self.first().map(|process| process.pid.as_raw_nonzero().get());
-                if answer.is_ok()
-                    && let Some(process) = self.process_mut(FIRST)
-                {
-                    process.started = true;
-                }
-                self.answer(waiter, answer.map(|()| Reply::Started { pid: pid.unwrap_or(0) }));
-            }
+            Then::Started { waiter } => self.after_start(waiter, answer),
             Then::Executed { waiter, slot, streams, console, head } => {
                 let answer = answer.and_then(|()| self.executed(slot, *streams, console, &head));
                 self.answer(waiter, answer.map(|pid| Reply::Started { pid }));
@@ -273,7 +285,7 @@ impl Shim {
                 .during(Stage::Terminal, || "take the terminal".to_owned())?;
         }
         streams.watch(&self.poll);
-        let mut process = Process::new(String::new(), pid, pidfd, streams);
+        let mut process = Process::new(String::new(), pid, Some(pidfd), streams);
         process.is_ready = true;
         self.put(FIRST, process);
         Ok(pid.as_raw_nonzero().get())
@@ -284,7 +296,7 @@ impl Shim {
             // Deleted before it was there.
             Ok(_) if self.deleting.is_some() => {
                 if let Some(process) = self.first() {
-                    let _ = send_signal(&process.pidfd, 9);
+                    let _ = process.signal(9);
                 }
                 self.answer(
                     waiter,
@@ -312,6 +324,36 @@ impl Shim {
         }
     }
 
+    fn after_start(&mut self, waiter: Waiter, answer: Result<(), Failure>) {
+        let Some(process) = self.process_mut(FIRST) else { return };
+        match answer {
+            Ok(()) => {
+                process.started = true;
+                let pid = process.pid.as_raw_nonzero().get();
+                self.answer(waiter, Ok(Reply::Started { pid }));
+            }
+            Err(failure) if process.has_ended() => {
+                let _ = self.remove_everything();
+                self.answer(waiter, Err(failure));
+            }
+            // The answer follows when it has ended.
+            Err(failure) => {
+                process.failure = Some(failure);
+                process.waiter = Some(waiter);
+                let _ = process.signal(9);
+            }
+        }
+    }
+
+    /// Whether the first process may have been started already, though the command that does it has
+    /// not ended.
+    pub(super) fn is_being_started(&self) -> bool {
+        let runtime = self.container.as_ref().and_then(|container| container.external.as_ref());
+        runtime.is_some_and(|runtime| {
+            runtime.running.iter().any(|command| matches!(command.then, Then::Started { .. }))
+        })
+    }
+
     fn executed(
         &mut self,
         slot: u16,
@@ -326,8 +368,15 @@ impl Shim {
         for suffix in ["pid", "json", "sock"] {
             let _ = std::fs::remove_file(runtime.file(&format!("exec-{}.{suffix}", head.id)));
         }
-        let pidfd = open_pid(pid)?;
-        set_oom_score(pid, head.oom_score_adj)?;
+        // It may have ended, and been reaped, before the command did.
+        let stray = runtime.stray(pid);
+        let pidfd = match stray {
+            Some(_) => None,
+            None => {
+                set_oom_score(pid, head.oom_score_adj)?;
+                Some(open_pid(pid)?)
+            }
+        };
         if let Some(console) = console {
             let master = take_master(&console)?;
             streams
@@ -337,8 +386,10 @@ impl Shim {
         streams.watch(&self.poll);
         let mut process = Process::new(head.id.clone(), pid, pidfd, streams);
         process.started = true;
+        if let Some(reaped) = stray {
+            process.ended(reaped, false, &self.poll);
+        }
         self.put(slot, process);
-        // It may have ended while the command did: its reaping was then nobody's.
         Ok(pid.as_raw_nonzero().get())
     }
 }

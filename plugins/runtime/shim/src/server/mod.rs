@@ -143,6 +143,8 @@ impl Shim {
             self.advance();
         }
         self.remove_socket();
+        // What was killed with the container is nobody else's to reap.
+        self.reap();
         Ok(())
     }
 
@@ -202,7 +204,9 @@ impl Shim {
     fn process_ended(&mut self, slot: u16, reaped: Reaped) {
         // Its last words may still be on their way.
         self.hear_of(slot);
+        let being_started = slot == FIRST && self.is_being_started();
         let Some(process) = self.process_mut(slot) else { return };
+        process.started |= being_started;
         if !process.started {
             let failure = process.failure.take().unwrap_or_else(|| process::died(reaped));
             return self.start_failed(slot, failure);

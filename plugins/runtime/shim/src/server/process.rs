@@ -5,8 +5,9 @@ use super::poll::Poll;
 use super::streams::Streams;
 use crate::clock::{now, ticks};
 use gantry_shim_protocol::{Exit, Failure, Stage};
-use gantry_sys::process::Reaped;
+use gantry_sys::process::{Reaped, send_signal};
 use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 /// An exit waits this long, in milliseconds, for output that somebody else holds open.
@@ -21,7 +22,8 @@ pub(super) struct Process {
     /// The exec's name; empty for the first.
     pub(super) id: String,
     pub(super) pid: Pid,
-    pub(super) pidfd: OwnedFd,
+    /// `None` for one that had ended before the shim learned of it.
+    pub(super) pidfd: Option<OwnedFd>,
     /// Where it tells how its start goes; `None` once that is over.
     pub(super) status: Option<OwnedFd>,
     /// Who waits for its start.
@@ -46,7 +48,7 @@ struct End {
 }
 
 impl Process {
-    pub(super) fn new(id: String, pid: Pid, pidfd: OwnedFd, streams: Streams) -> Self {
+    pub(super) fn new(id: String, pid: Pid, pidfd: Option<OwnedFd>, streams: Streams) -> Self {
         Self {
             id,
             pid,
@@ -60,6 +62,14 @@ impl Process {
             streams,
             mounts: None,
             end: None,
+        }
+    }
+
+    /// Sends it a signal. `ESRCH` when it has ended.
+    pub(super) fn signal(&self, signal: i32) -> Result<(), Errno> {
+        match &self.pidfd {
+            Some(pidfd) if !self.has_ended() => send_signal(pidfd, signal),
+            _ => Err(Errno::SRCH),
         }
     }
 

@@ -5,7 +5,6 @@ use crate::status::{Context, SysContext, fail};
 use gantry_shim_protocol::{
     FDS_MAX, FRAME_MAX, Failure, Phase, Reply, Request, Stage, VERSION, decode_frame,
 };
-use gantry_sys::process::send_signal;
 use gantry_sys::socket;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -113,7 +112,8 @@ impl Shim {
             }
             Request::ExecKill { id, signal } => {
                 let slot = self.find_exec(&id).ok_or_else(gone)?;
-                send_signal(&self.running(slot)?.pidfd, signal)
+                self.running(slot)?
+                    .signal(signal)
                     .during(Stage::State, || format!("signal exec {id}"))?;
                 Ok(Some(Reply::Done))
             }
@@ -152,8 +152,7 @@ impl Shim {
             runtime.kill_all(&container.id, signal)?;
             return Ok(Reply::Done);
         }
-        send_signal(&process.pidfd, signal)
-            .during(Stage::State, || format!("send signal {signal}"))?;
+        process.signal(signal).during(Stage::State, || format!("send signal {signal}"))?;
         Ok(Reply::Done)
     }
 
@@ -188,7 +187,7 @@ impl Shim {
                 }
                 self.kill_all(9);
                 if let Some(process) = self.first() {
-                    let _ = send_signal(&process.pidfd, 9);
+                    let _ = process.signal(9);
                 }
                 self.deleting = Some(waiter);
                 Ok(None)

@@ -80,7 +80,7 @@ impl Shim {
         };
         process.waiter = Some(waiter);
         process.starts_at_once = start;
-        process.mounts = mount_namespace_of(&process.pidfd).ok();
+        process.mounts = process.pidfd.as_ref().and_then(|pidfd| mount_namespace_of(pidfd).ok());
         self.container = Some(container_of(&head, None));
         self.put(FIRST, process);
         self.serve()
@@ -140,7 +140,7 @@ impl Shim {
             end_child(pid, &pidfd);
             return Err(failure);
         }
-        let mut process = Process::new(String::new(), pid, pidfd, streams);
+        let mut process = Process::new(String::new(), pid, Some(pidfd), streams);
         process.streams.watch(&self.poll);
         process.status = Some(status);
         Ok(process)
@@ -176,21 +176,19 @@ impl Shim {
         if container.external.is_some() {
             return self.exec_external(waiter, slot, head, body, streams, ends);
         }
-        let Some(init) = self.first() else { return Ok(()) };
+        let init_fd = self.first().and_then(|process| process.pidfd.as_ref()).ok_or(Errno::SRCH);
+        let init_fd = init_fd.during(Stage::State, || "reach the container".to_owned())?.as_fd();
         let (status, voice) = socket::pair().at(Stage::Io)?;
         let into = open_v2_group(&container.group)?;
-        let birthplace = if container.own_pids {
-            Birthplace::Process(init.pidfd.as_fd())
-        } else {
-            Birthplace::Here
-        };
+        let birthplace =
+            if container.own_pids { Birthplace::Process(init_fd) } else { Birthplace::Here };
         let cloned = clone_in(&birthplace, CloneFlags::default(), into.as_ref().map(AsFd::as_fd))?;
         let (pid, pidfd) = match cloned {
             Cloned::Child => become_another(Another {
                 body,
                 ends: program_ends(ends),
                 voice: Voice(voice),
-                init: init.pidfd.as_fd(),
+                init: init_fd,
                 user_namespace: container.own_users,
                 group: &container.group,
                 terminal: head.stdio.terminal,
@@ -205,7 +203,7 @@ impl Shim {
             end_child(pid, &pidfd);
             return Err(failure);
         }
-        let mut process = Process::new(head.id, pid, pidfd, streams);
+        let mut process = Process::new(head.id, pid, Some(pidfd), streams);
         process.streams.watch(&self.poll);
         process.status = Some(status);
         process.waiter = Some(waiter);
@@ -251,7 +249,7 @@ impl Shim {
                     };
                     if let Err(errno) = process.streams.take_terminal(&self.poll, master) {
                         process.failure = Some(fail(Stage::Terminal, errno, "take the terminal"));
-                        let _ = send_signal(&process.pidfd, 9);
+                        let _ = process.signal(9);
                     }
                 }
                 // The process ends on its own; the answer follows when it is reaped.
@@ -260,7 +258,7 @@ impl Shim {
                 Err(Errno::AGAIN) => return,
                 Err(errno) => {
                     process.failure = Some(fail(Stage::Protocol, errno, "hear of the start"));
-                    let _ = send_signal(&process.pidfd, 9);
+                    let _ = process.signal(9);
                     return self.stop_listening(slot);
                 }
             }
@@ -312,7 +310,8 @@ impl Shim {
     fn abandon(&mut self, slot: u16) {
         self.stop_listening(slot);
         if let Some(process) = self.processes.get_mut(usize::from(slot)).and_then(Option::take) {
-            end_child(process.pid, &process.pidfd);
+            let _ = process.signal(9);
+            let _ = wait_for(process.pid);
         }
         if slot == FIRST
             && let Some(container) = self.container.take()
