@@ -104,6 +104,7 @@ impl Layers {
             self.table().forget(&record.key, record.parent.as_ref());
             dropped.push(record.key);
         }
+        dropped.extend(self.drop_orphans()?);
         if !self.same_boot.load(Relaxed) {
             let boot = read_file_bounded(Path::new(BOOT_ID), 64)
                 .map_err(|e| Error::internal("cannot read the boot id", e))?;
@@ -133,6 +134,29 @@ impl Layers {
             self.discard(record.id);
         }
         Ok(doubtful.into_iter().map(|record| record.key).collect())
+    }
+
+    /// Drops the committed layers that stand on nothing: they would pass for a whole chain. Writable
+    /// ones stay, they cannot be made again.
+    fn drop_orphans(&self) -> Result<Vec<String>> {
+        let mut dropped = Vec::new();
+        loop {
+            let orphan = {
+                let table = self.table();
+                table.slots.values().find_map(|slot| match slot {
+                    Slot::Ready(record) if !record.is_active() => {
+                        let parent = record.parent.as_ref()?;
+                        (!table.slots.contains_key(parent)).then(|| record.clone())
+                    }
+                    _ => None,
+                })
+            };
+            let Some(record) = orphan else { return Ok(dropped) };
+            self.unrecord(&record)?;
+            self.table().forget(&record.key, record.parent.as_ref());
+            self.discard(record.id);
+            dropped.push(record.key);
+        }
     }
 
     /// Deletes what lies in the trash.
@@ -269,7 +293,11 @@ mod tests {
         assert_eq!(restart(&dir).list(None, 10), []);
         std::os::unix::fs::symlink("1/d//ghost", dir.path().join("r/9999")).unwrap();
         let layers = restart(&dir);
-        assert_eq!(layers.recover().unwrap(), ["ghost"]);
+        std::os::unix::fs::symlink("1/d/ghost/orphan", dir.path().join("r/9998")).unwrap();
+        std::fs::create_dir(dir.path().join("l/9998")).unwrap();
+        drop(layers);
+        let layers = restart(&dir);
+        assert_eq!(layers.recover().unwrap(), ["ghost", "orphan"]);
         assert_eq!(restart(&dir).list(None, 10), []);
     }
 

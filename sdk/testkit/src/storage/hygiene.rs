@@ -228,3 +228,10 @@ pub async fn speed_is_reported(f: &mut Fixture) {
         }
     }
 }
+
+/// What is not checked is said (`--nocapture`), not forgotten.
+pub async fn skipped_checks_are_listed(_: &mut Fixture) {
+    for (number, why) in super::SKIPPED {
+        println!("check {number} is skipped: {why}");
+    }
+}

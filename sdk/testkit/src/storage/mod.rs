@@ -344,6 +344,7 @@ macro_rules! storage_driver_contract {
             hostile_archives_stay_inside,
             the_root_may_have_any_name,
             speed_is_reported,
+            skipped_checks_are_listed,
         );
     };
     (@each $make:path: $($case:ident),+ $(,)?) => {$(
