@@ -52,6 +52,15 @@ impl Bridge {
         tokio::task::spawn_blocking(move || work(&core)).await?
     }
 
+    async fn reserve(&self, wanted: &[PortMapping]) -> Result<Vec<Reservation>> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (ports, wanted, proxy) = (self.ports.clone(), wanted.to_vec(), self.proxy);
+        let reserved = tokio::task::spawn_blocking(move || ports.reserve(&wanted, proxy));
+        Ok(reserved.await??)
+    }
+
     /// Starts to pass on what is `reserved`.
     fn start(&self, endpoint: &EndpointSpec, reserved: Vec<Reservation>) -> Result<()> {
         let mut started = Vec::with_capacity(reserved.len());
@@ -122,7 +131,7 @@ impl NetworkDriver for Bridge {
         netns: NetNsFd,
     ) -> Result<Joined> {
         let host_interface = Some(host_link(endpoint)?.to_string());
-        let reserved = self.ports.reserve(&endpoint.ports, self.proxy)?;
+        let reserved = self.reserve(&endpoint.ports).await?;
         let ports: Vec<_> = reserved.iter().map(|r| r.mapping.clone()).collect();
         let (for_core, wanted, network) = (ports.clone(), endpoint.clone(), network.clone());
         let mac = self
@@ -166,12 +175,12 @@ impl NetworkDriver for Bridge {
             }
             let mut reserved = Vec::new();
             for port in &joined.ports {
-                match self.ports.reserve(std::slice::from_ref(port), self.proxy) {
+                match self.reserve(std::slice::from_ref(port)).await {
                     Ok(port) => reserved.extend(port),
                     // Taken while no daemon ran. The redirection works on; only loopback does not.
                     Err(error) => tracing::warn!(
                         container = endpoint.container,
-                        error = Error::from(error).chain(),
+                        error = error.chain(),
                         "A published port could not be taken over."
                     ),
                 }

@@ -9,6 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use gantry_sdk::kinds::network::{PortMapping, Protocol};
 use gantry_sdk::{Error, ErrorKind};
@@ -22,6 +23,10 @@ const BACKLOG: i32 = 512;
 
 /// Source: Linux, `ip_local_port_range` (ip(7)); used when it cannot be read.
 const EPHEMERAL: (u16, u16) = (32_768, 60_999);
+
+/// How often, and after what pause, a taken port is tried again.
+const FORK_TRIES: u32 = 4;
+const FORK_PAUSE: Duration = Duration::from_millis(3);
 
 /// Why a port is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +125,7 @@ impl Ports {
     }
 
     /// Holds a host port for each of `wanted`, or none at all. `listen` lets the sockets accept.
+    /// Blocking, for milliseconds if a port is taken.
     ///
     /// Mappings of one container port on all addresses of both families are one wish: they get the
     /// same host port, and on a host without IPv6 that half is left out.
@@ -151,10 +157,34 @@ impl Ports {
         for port in first..=last {
             match self.reserve_at(group, port, listen) {
                 Err(error) if error.is_taken() && first < last => {}
+                Err(PortError::Bind { .. }) if first == last => {
+                    return self.reserve_after_forks(group, port, listen);
+                }
                 result => return result,
             }
         }
         Err(PortError::AllAllocated { ip: head.host_ip, first, last })
+    }
+
+    /// Tries a port that the kernel says is taken once more, and again.
+    ///
+    /// A program we start has copies of all our sockets for an instant, until it executes; a port
+    /// that we closed meanwhile is free only then.
+    fn reserve_after_forks(
+        &self,
+        group: &[PortMapping],
+        port: u16,
+        listen: bool,
+    ) -> Result<Vec<Reservation>, PortError> {
+        let mut tries = FORK_TRIES;
+        loop {
+            std::thread::sleep(FORK_PAUSE);
+            tries -= 1;
+            match self.reserve_at(group, port, listen) {
+                Err(error) if error.is_taken() && tries > 0 => {}
+                result => return result,
+            }
+        }
     }
 
     /// Any port of the range that the kernel itself hands out.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::Mac;
 use super::request::{
     IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO,
-    IFLA_MASTER, IFLA_MTU, RTA_DST, RTA_GATEWAY, RTA_OIF,
+    IFLA_MASTER, IFLA_MTU, IFLA_OPERSTATE, OPERATIONAL, RTA_DST, RTA_GATEWAY, RTA_OIF,
 };
 use super::wire::{attributes, find, text, u32_at};
 
@@ -20,6 +20,9 @@ pub struct Link {
     pub kind: Option<String>,
     /// Administrative state.
     pub up: bool,
+    /// Whether the kernel has noticed that it carries packets: some time after both ends are up.
+    /// Packets sent before are lost. False for links that do not tell, such as `lo`.
+    pub running: bool,
     /// In bytes.
     pub mtu: u32,
     /// Hardware address, if of 48 bits.
@@ -31,14 +34,23 @@ pub struct Link {
 impl Link {
     pub(super) fn parse(payload: &[u8]) -> Option<Self> {
         let index = u32_at(payload, 4)?;
-        let up = u32_at(payload, 8)? & IFF_UP != 0;
-        let mut link =
-            Self { index, name: String::new(), kind: None, up, mtu: 0, mac: None, master: None };
+        let flags = u32_at(payload, 8)?;
+        let mut link = Self {
+            index,
+            name: String::new(),
+            kind: None,
+            up: flags & IFF_UP != 0,
+            running: false,
+            mtu: 0,
+            mac: None,
+            master: None,
+        };
         for (kind, value) in attributes(payload.get(16..)?) {
             match kind {
                 IFLA_IFNAME => link.name = text(value),
                 IFLA_MTU => link.mtu = u32_at(value, 0)?,
                 IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
+                IFLA_OPERSTATE => link.running = value == [OPERATIONAL],
                 IFLA_MASTER => link.master = u32_at(value, 0),
                 IFLA_LINKINFO => link.kind = find(value, IFLA_INFO_KIND).map(text),
                 _ => {}

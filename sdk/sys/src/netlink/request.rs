@@ -22,6 +22,7 @@ pub(super) const IFLA_ADDRESS: u16 = 1;
 pub(super) const IFLA_IFNAME: u16 = 3;
 pub(super) const IFLA_MTU: u16 = 4;
 pub(super) const IFLA_MASTER: u16 = 10;
+pub(super) const IFLA_OPERSTATE: u16 = 16;
 pub(super) const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -50,6 +51,8 @@ const RT_SCOPE_LINK: u8 = 253;
 const RTN_UNICAST: u8 = 1;
 
 pub(super) const IFF_UP: u32 = 1;
+/// Source: RFC 2863, `ifOperStatus`; Linux, `IF_OPER_UP`.
+pub(super) const OPERATIONAL: u8 = 6;
 
 /// How a request names an existing link.
 #[derive(Clone, Debug, PartialEq, Eq)]

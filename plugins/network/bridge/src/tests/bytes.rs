@@ -22,7 +22,7 @@ fn published_tcp(filtered: &'static str) {
     on_a_host(move || async move {
         set_bridge_filter(filtered);
         let (driver, _tasks) = driver(Config::default());
-        let (cx, client, host) = (Ctx::background(), client(), host());
+        let (cx, client, host) = (Ctx::background(), client().await, host());
         let (one, two) = (network(1, &[]), network(2, &[]));
         driver.create(&cx, &one).await.unwrap();
         driver.create(&cx, &two).await.unwrap();
@@ -65,12 +65,12 @@ fn published_tcp(filtered: &'static str) {
             ("out over IPv6", &c1.netns, "[2001:db8::2]:80", ip(HOST6)),
         ];
         for (what, from, to, expected) in cases {
-            assert_eq!(ask_tcp(from, to).await, expected, "{what}, filter {filtered}");
+            assert_eq!(ask_tcp(from, to, expected).await, expected, "{what}, filter {filtered}");
         }
 
         c1.leave(&driver, &one).await;
-        assert_eq!(ask_tcp(&client, "192.0.2.1:8080").await, None, "withdrawn");
-        assert_eq!(ask_tcp(&host, "127.0.0.1:8080").await, None, "and the proxy");
+        assert_eq!(ask_tcp(&client, "192.0.2.1:8080", None).await, None, "withdrawn");
+        assert_eq!(ask_tcp(&host, "127.0.0.1:8080", None).await, None, "and the proxy");
         let again = Container::join(&driver, &one, 4, &ports).await;
         assert!(again.is_ok(), "the ports are free at once: {:?}", again.err());
     });
@@ -80,7 +80,7 @@ fn published_tcp(filtered: &'static str) {
 fn published_udp_ports_answer_from_where_they_were_asked() {
     on_a_host(|| async {
         let (driver, _tasks) = driver(Config::default());
-        let (cx, client, host, one) = (Ctx::background(), client(), host(), network(1, &[]));
+        let (cx, client, host, one) = (Ctx::background(), client().await, host(), network(1, &[]));
         driver.create(&cx, &one).await.unwrap();
         let ports = [port(Protocol::Udp, "0.0.0.0", 5353, 53), port(Protocol::Udp, "::", 5353, 53)];
         let c1 = Container::join(&driver, &one, 2, &ports).await.unwrap();
@@ -96,10 +96,10 @@ fn published_udp_ports_answer_from_where_they_were_asked() {
             ("past the publication", &client, "10.1.0.2:53", None),
         ];
         for (what, from, to, expected) in cases {
-            assert_eq!(ask_udp(from, to).await, expected, "{what}");
+            assert_eq!(ask_udp(from, to, expected).await, expected, "{what}");
         }
         c1.leave(&driver, &one).await;
-        assert_eq!(ask_udp(&host, "127.0.0.1:5353").await, None, "withdrawn");
+        assert_eq!(ask_udp(&host, "127.0.0.1:5353", None).await, None, "withdrawn");
     });
 }
 
@@ -107,19 +107,19 @@ fn published_udp_ports_answer_from_where_they_were_asked() {
 fn a_udp_client_that_never_pauses_follows_the_port() {
     on_a_host(|| async {
         let (driver, _tasks) = driver(Config::default());
-        let (cx, client, one) = (Ctx::background(), client(), network(1, &[]));
+        let (cx, client, one) = (Ctx::background(), client().await, network(1, &[]));
         driver.create(&cx, &one).await.unwrap();
         let socket = client
             .run(|| Ok::<_, Error>(UdpSocket::bind("0.0.0.0:0").unwrap()))
             .map(Arc::new)
             .unwrap();
-        let ask = || ask_on(&socket, "192.0.2.1:5353");
-        assert_eq!(ask().await, None, "nobody there; the kernel remembers that");
+        let ask = |expected| ask_on(&socket, "192.0.2.1:5353", expected);
+        assert_eq!(ask(None).await, None, "nobody there; the kernel remembers that");
         let ports = [port(Protocol::Udp, "0.0.0.0", 5353, 53)];
         for n in 2..4 {
             let container = Container::join(&driver, &one, n, &ports).await.unwrap();
             serve_udp(&container.netns, &format!("10.1.0.{n}:53"));
-            assert_eq!(ask().await, ip(CLIENT4), "container {n}");
+            assert_eq!(ask(ip(CLIENT4)).await, ip(CLIENT4), "container {n}");
             container.leave(&driver, &one).await;
         }
     });
@@ -129,7 +129,7 @@ fn a_udp_client_that_never_pauses_follows_the_port() {
 fn an_ipv4_container_is_reached_over_ipv6_and_has_none_itself() {
     on_a_host(|| async {
         let (driver, _tasks) = driver(Config::default());
-        let (cx, client) = (Ctx::background(), client());
+        let (cx, client) = (Ctx::background(), client().await);
         let mut one = network(1, &[]);
         one.subnets.truncate(1);
         driver.create(&cx, &one).await.unwrap();
@@ -137,8 +137,16 @@ fn an_ipv4_container_is_reached_over_ipv6_and_has_none_itself() {
         let c1 = Container::join(&driver, &one, 2, &ports).await.unwrap();
         assert_eq!(c1.joined.ports.len(), 2);
         serve_tcp(&c1.netns, "0.0.0.0:80");
-        assert_eq!(ask_tcp(&client, "[2001:db8::1]:8080").await, ip("10.1.0.1"), "by the proxy");
-        assert_eq!(ask_tcp(&client, "192.0.2.1:8080").await, ip(CLIENT4), "by the firewall");
+        assert_eq!(
+            ask_tcp(&client, "[2001:db8::1]:8080", ip("10.1.0.1")).await,
+            ip("10.1.0.1"),
+            "by the proxy"
+        );
+        assert_eq!(
+            ask_tcp(&client, "192.0.2.1:8080", ip(CLIENT4)).await,
+            ip(CLIENT4),
+            "by the firewall"
+        );
         let addresses = c1.netns.run(|| gantry_sys::netlink::Route::open()?.addresses()).unwrap();
         assert!(
             addresses.iter().all(|a| a.address.is_ipv4() || a.address.is_loopback()),
@@ -161,15 +169,22 @@ fn without_icc(filtered: &'static str) {
         let cx = Ctx::background();
         let one = network(1, &[("com.docker.network.bridge.enable_icc", "false")]);
         driver.create(&cx, &one).await.unwrap();
-        let _client = client();
+        let _client = client().await;
         let ports = [port(Protocol::Tcp, "0.0.0.0", 8080, 80)];
         let c1 = Container::join(&driver, &one, 2, &ports).await.unwrap();
         let c2 = Container::join(&driver, &one, 3, &[]).await.unwrap();
         serve_tcp(&c1.netns, "[::]:80");
-        assert_eq!(ask_tcp(&c2.netns, "10.1.0.2:80").await, None);
-        assert_eq!(ask_tcp(&c2.netns, "[fd01::2]:80").await, None);
-        assert_eq!(ask_tcp(&c2.netns, "192.0.2.1:8080").await, ip("::ffff:10.1.0.1"));
-        assert_eq!(ask_tcp(&host(), "10.1.0.2:80").await, ip("::ffff:10.1.0.1"), "the host may");
+        assert_eq!(ask_tcp(&c2.netns, "10.1.0.2:80", None).await, None);
+        assert_eq!(ask_tcp(&c2.netns, "[fd01::2]:80", None).await, None);
+        assert_eq!(
+            ask_tcp(&c2.netns, "192.0.2.1:8080", ip("::ffff:10.1.0.1")).await,
+            ip("::ffff:10.1.0.1")
+        );
+        assert_eq!(
+            ask_tcp(&host(), "10.1.0.2:80", ip("::ffff:10.1.0.1")).await,
+            ip("::ffff:10.1.0.1"),
+            "the host may"
+        );
     });
 }
 
@@ -177,7 +192,7 @@ fn without_icc(filtered: &'static str) {
 fn an_internal_network_has_no_way_out() {
     on_a_host(|| async {
         let (driver, _tasks) = driver(Config::default());
-        let (cx, client) = (Ctx::background(), client());
+        let (cx, client) = (Ctx::background(), client().await);
         let mut one = network(1, &[]);
         one.internal = true;
         driver.create(&cx, &one).await.unwrap();
@@ -185,7 +200,7 @@ fn an_internal_network_has_no_way_out() {
         let c2 = Container::join(&driver, &one, 3, &[]).await.unwrap();
         serve_tcp(&client, "[::]:80");
         serve_tcp(&c2.netns, "[::]:80");
-        assert_eq!(ask_tcp(&c1.netns, "192.0.2.2:80").await, None, "no route");
+        assert_eq!(ask_tcp(&c1.netns, "192.0.2.2:80", None).await, None, "no route");
         // Even with a route of its own making.
         c1.netns
             .run(|| {
@@ -201,8 +216,12 @@ fn an_internal_network_has_no_way_out() {
                 )])
             })
             .unwrap();
-        assert_eq!(ask_tcp(&c1.netns, "192.0.2.2:80").await, None, "no way");
-        assert_eq!(ask_tcp(&c1.netns, "10.1.0.3:80").await, ip("::ffff:10.1.0.2"), "neighbours");
+        assert_eq!(ask_tcp(&c1.netns, "192.0.2.2:80", None).await, None, "no way");
+        assert_eq!(
+            ask_tcp(&c1.netns, "10.1.0.3:80", ip("::ffff:10.1.0.2")).await,
+            ip("::ffff:10.1.0.2"),
+            "neighbours"
+        );
     });
 }
 
@@ -211,13 +230,20 @@ fn without_a_firewall_the_proxy_serves_everybody() {
     on_a_host(|| async {
         let config = Config { iptables: false, ip6tables: false, ..Config::default() };
         let (driver, _tasks) = driver(config);
-        let (cx, client, one) = (Ctx::background(), client(), network(1, &[]));
+        let (cx, client, one) = (Ctx::background(), client().await, network(1, &[]));
         driver.create(&cx, &one).await.unwrap();
         let ports = [port(Protocol::Tcp, "0.0.0.0", 8080, 80)];
         let c1 = Container::join(&driver, &one, 2, &ports).await.unwrap();
         serve_tcp(&c1.netns, "[::]:80");
-        assert_eq!(ask_tcp(&client, "192.0.2.1:8080").await, ip("::ffff:10.1.0.1"));
-        assert_eq!(ask_tcp(&client, "10.1.0.2:80").await, ip("::ffff:192.0.2.2"), "no filter");
+        assert_eq!(
+            ask_tcp(&client, "192.0.2.1:8080", ip("::ffff:10.1.0.1")).await,
+            ip("::ffff:10.1.0.1")
+        );
+        assert_eq!(
+            ask_tcp(&client, "10.1.0.2:80", ip("::ffff:192.0.2.2")).await,
+            ip("::ffff:192.0.2.2"),
+            "no filter"
+        );
         let listed = std::process::Command::new("nft").args(["list", "ruleset"]).output().unwrap();
         assert!(listed.stdout.is_empty(), "no rules");
     });

@@ -93,7 +93,7 @@ fn links_go_with_their_namespace_or_are_swept() {
 fn a_new_daemon_takes_over_the_living_and_removes_the_dead() {
     on_a_host(|| async {
         let (old, old_tasks) = driver(Config::default());
-        let (cx, client, one) = (Ctx::background(), client(), network(1, &[]));
+        let (cx, client, one) = (Ctx::background(), client().await, network(1, &[]));
         old.create(&cx, &one).await.unwrap();
         let live =
             Container::join(&old, &one, 2, &[port(Protocol::Tcp, "0.0.0.0", 8080, 80)]).await;
@@ -104,15 +104,24 @@ fn a_new_daemon_takes_over_the_living_and_removes_the_dead() {
         // The old daemon is killed: its sockets close, everything in the kernel stays.
         old_tasks.shut_down(Duration::from_secs(5)).await;
         drop(old);
-        assert_eq!(ask_tcp(&client, "192.0.2.1:8080").await, ip("::ffff:192.0.2.2"));
+        assert_eq!(
+            ask_tcp(&client, "192.0.2.1:8080", ip("::ffff:192.0.2.2")).await,
+            ip("::ffff:192.0.2.2")
+        );
 
         let (new, _tasks) = driver(Config::default());
         new.create(&cx, &one).await.unwrap();
         let living = [(live.spec.clone(), live.joined.clone())];
         new.recover(&cx, &one, &living).await.unwrap();
         assert_eq!(elements("pub4w"), 1);
-        assert_eq!(ask_tcp(&client, "192.0.2.1:8080").await, ip("::ffff:192.0.2.2"));
-        assert_eq!(ask_tcp(&host(), "127.0.0.1:8080").await, ip("::ffff:10.1.0.1"));
+        assert_eq!(
+            ask_tcp(&client, "192.0.2.1:8080", ip("::ffff:192.0.2.2")).await,
+            ip("::ffff:192.0.2.2")
+        );
+        assert_eq!(
+            ask_tcp(&host(), "127.0.0.1:8080", ip("::ffff:10.1.0.1")).await,
+            ip("::ffff:10.1.0.1")
+        );
         let again = [port(Protocol::Tcp, "0.0.0.0", 8080, 80)];
         let error = Container::join(&new, &one, 4, &again).await.err().unwrap();
         assert!(error.chain().contains("port is already allocated"), "held again");
@@ -132,7 +141,7 @@ fn a_new_daemon_takes_over_the_living_and_removes_the_dead() {
 fn rules_that_vanish_come_back_with_the_next_container() {
     on_a_host(|| async {
         let (driver, _tasks) = driver(Config::default());
-        let (cx, client, one) = (Ctx::background(), client(), network(1, &[]));
+        let (cx, client, one) = (Ctx::background(), client().await, network(1, &[]));
         driver.create(&cx, &one).await.unwrap();
         let ports = [port(Protocol::Tcp, "0.0.0.0", 8080, 80)];
         let c1 = Container::join(&driver, &one, 2, &ports).await.unwrap();
@@ -141,7 +150,10 @@ fn rules_that_vanish_come_back_with_the_next_container() {
         assert!(flush.success());
         let ports = [port(Protocol::Tcp, "0.0.0.0", 8081, 80)];
         let c2 = Container::join(&driver, &one, 3, &ports).await.unwrap();
-        assert_eq!(ask_tcp(&client, "192.0.2.1:8080").await, ip("::ffff:192.0.2.2"));
+        assert_eq!(
+            ask_tcp(&client, "192.0.2.1:8080", ip("::ffff:192.0.2.2")).await,
+            ip("::ffff:192.0.2.2")
+        );
         c2.leave(&driver, &one).await;
         assert!(std::process::Command::new("nft").args(["flush", "ruleset"]).status().is_ok());
         c1.leave(&driver, &one).await; // nothing to withdraw is no error
@@ -218,7 +230,7 @@ fn a_thousand_published_ports() {
             rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum },
         );
         let (driver, _tasks) = driver(Config::default());
-        let (cx, client, one) = (Ctx::background(), client(), network(1, &[]));
+        let (cx, client, one) = (Ctx::background(), client().await, network(1, &[]));
         driver.create(&cx, &one).await.unwrap();
         let ports: Vec<_> = (10_000..11_000)
             .flat_map(|p| [port(Protocol::Tcp, "0.0.0.0", p, p), port(Protocol::Tcp, "::", p, p)])
@@ -228,7 +240,10 @@ fn a_thousand_published_ports() {
         eprintln!("1000 ports, both families, published in {:?}", started.elapsed());
         assert_eq!((elements("pub4w"), elements("pub6w")), (1000, 1000));
         serve_tcp(&c1.netns, "[::]:10999");
-        assert_eq!(ask_tcp(&client, "192.0.2.1:10999").await, ip("::ffff:192.0.2.2"));
+        assert_eq!(
+            ask_tcp(&client, "192.0.2.1:10999", ip("::ffff:192.0.2.2")).await,
+            ip("::ffff:192.0.2.2")
+        );
         let more = [port(Protocol::Tcp, "0.0.0.0", 8080, 80)];
         let started = Instant::now();
         let c2 = Container::join(&driver, &one, 3, &more).await.unwrap();

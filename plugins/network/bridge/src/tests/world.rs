@@ -24,7 +24,15 @@ pub(super) const HOST4: &str = "192.0.2.1";
 pub(super) const CLIENT4: &str = "192.0.2.2";
 pub(super) const HOST6: &str = "2001:db8::1";
 
-const PATIENCE: Duration = Duration::from_millis(700);
+/// The kernel asks for a neighbour's address again after a second when its first question was lost,
+/// which happens on a busy machine.
+const PATIENCE: Duration = Duration::from_millis(2500);
+/// Where no answer is expected.
+const IMPATIENCE: Duration = Duration::from_millis(400);
+
+fn patience(expected: Option<IpAddr>) -> Duration {
+    if expected.is_some() { PATIENCE } else { IMPATIENCE }
+}
 
 /// Runs `test` on a host of its own.
 pub(super) fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
@@ -137,6 +145,9 @@ impl Container {
         let netns = NetNs::new().unwrap();
         let fd = Arc::new(netns.try_clone().unwrap().into_fd());
         let joined = driver.join(&Ctx::background(), net, &spec, fd).await?;
+        running(&netns, "eth0").await;
+        running(&host(), joined.host_interface.as_deref().unwrap()).await;
+        running(&host(), &net.options["com.docker.network.bridge.name"]).await;
         Ok(Self { netns: Arc::new(netns), spec, joined })
     }
 
@@ -145,10 +156,21 @@ impl Container {
     }
 }
 
+/// Waits until the kernel has noticed that a link carries packets. A real container takes longer to
+/// start; here a question that is lost meanwhile would be asked again only after a second.
+async fn running(netns: &NetNs, link: &str) {
+    let (link, mut route) = (name(link), netns.run(Route::open).unwrap());
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while !route.link(&link).unwrap().unwrap().running {
+        assert!(std::time::Instant::now() < until, "{link} does not run");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// A machine behind the host, with routes to every container subnet.
-pub(super) fn client() -> Arc<NetNs> {
+pub(super) async fn client() -> Arc<NetNs> {
     let netns = NetNs::new().unwrap();
-    let mut host = Route::open().unwrap();
+    let mut route = Route::open().unwrap();
     let veth = Veth {
         name: name("client"),
         peer: name("eth0"),
@@ -157,9 +179,9 @@ pub(super) fn client() -> Arc<NetNs> {
         mtu: None,
         master: None,
     };
-    host.apply(&[Request::CreateVeth(veth)]).unwrap();
-    let index = host.link(&name("client")).unwrap().unwrap().index;
-    give_addresses(&mut host, index, HOST4, HOST6);
+    route.apply(&[Request::CreateVeth(veth)]).unwrap();
+    let index = route.link(&name("client")).unwrap().unwrap().index;
+    give_addresses(&mut route, index, HOST4, HOST6);
     netns
         .run(|| {
             let mut inside = Route::open()?;
@@ -174,6 +196,8 @@ pub(super) fn client() -> Arc<NetNs> {
             inside.apply(&[via("10.0.0.0", 8, HOST4), via("fd00::", 8, HOST6)])
         })
         .unwrap();
+    running(&netns, "eth0").await;
+    running(&host(), "client").await;
     Arc::new(netns)
 }
 
@@ -202,12 +226,18 @@ pub(super) fn serve_tcp(netns: &NetNs, address: &str) {
     });
 }
 
-/// What the server at `to` says to a client in `netns`; none if it is not reached.
-pub(super) async fn ask_tcp(netns: &Arc<NetNs>, to: &str) -> Option<IpAddr> {
+/// What the server at `to` says to a client in `netns`; none if it is not reached. `expected` decides
+/// how long to wait.
+pub(super) async fn ask_tcp(
+    netns: &Arc<NetNs>,
+    to: &str,
+    expected: Option<IpAddr>,
+) -> Option<IpAddr> {
     let (netns, to) = (netns.clone(), to.parse::<SocketAddr>().unwrap());
+    let patience = patience(expected);
     let ask = move || {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        let mut stream = TcpStream::connect_timeout(&to, patience).ok()?;
+        stream.set_read_timeout(Some(patience)).ok()?;
         stream.write_all(b"who am I?").ok()?;
         stream.shutdown(std::net::Shutdown::Write).ok()?;
         let mut said = String::new();
@@ -232,11 +262,16 @@ pub(super) fn serve_udp(netns: &NetNs, address: &str) {
 }
 
 /// As [`ask_tcp`], by one datagram.
-pub(super) async fn ask_udp(netns: &Arc<NetNs>, to: &str) -> Option<IpAddr> {
+pub(super) async fn ask_udp(
+    netns: &Arc<NetNs>,
+    to: &str,
+    expected: Option<IpAddr>,
+) -> Option<IpAddr> {
     let (netns, to) = (netns.clone(), to.parse::<SocketAddr>().unwrap());
+    let patience = patience(expected);
     let ask = move || {
         let socket = UdpSocket::bind(if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" }).ok()?;
-        socket.set_read_timeout(Some(PATIENCE)).ok()?;
+        socket.set_read_timeout(Some(patience)).ok()?;
         socket.connect(to).ok()?;
         socket.send(b"who am I?").ok()?;
         let mut buffer = [0; 64];
@@ -249,10 +284,14 @@ pub(super) async fn ask_udp(netns: &Arc<NetNs>, to: &str) -> Option<IpAddr> {
 }
 
 /// One question on a socket that has asked before.
-pub(super) async fn ask_on(socket: &Arc<UdpSocket>, to: &'static str) -> Option<IpAddr> {
-    let socket = socket.clone();
+pub(super) async fn ask_on(
+    socket: &Arc<UdpSocket>,
+    to: &'static str,
+    expected: Option<IpAddr>,
+) -> Option<IpAddr> {
+    let (socket, patience) = (socket.clone(), patience(expected));
     tokio::task::spawn_blocking(move || {
-        socket.set_read_timeout(Some(PATIENCE)).ok()?;
+        socket.set_read_timeout(Some(patience)).ok()?;
         socket.send_to(b"who am I?", to).ok()?;
         let mut buffer = [0; 64];
         let (length, _) = socket.recv_from(&mut buffer).ok()?;
