@@ -215,3 +215,36 @@ fn many_at_once_do_not_disturb_each_other() -> TestResult {
         })
     })
 }
+
+/// Output that comes just before the end is output too.
+#[test]
+fn no_output_is_lost_at_the_end() -> TestResult {
+    with_busybox(|daemon| {
+        let daemon = &*daemon;
+        sleeper(daemon, "host", "")?;
+        let round = || -> Result<()> {
+            for i in 0..50 {
+                let body = json!({"AttachStdout": true, "Cmd": ["echo", i.to_string()]});
+                let exec = create(daemon, "host", &body)?;
+                let path = format!("/exec/{exec}/start");
+                let json = [("Content-Type", "application/json")];
+                let request = Request { method: "POST", path: &path, headers: &json, body: b"{}" };
+                let (_, mut stream) = http::open(&daemon.socket(), &request, true)?;
+                let mut all = Vec::new();
+                stream.read_to_end(&mut all)?;
+                let said = demultiplex(&all)?;
+                anyhow::ensure!(said == [(1, format!("{i}\n").into_bytes())], "{i}: {said:?}");
+                let code = daemon.get(&format!("/exec/{exec}/json"))?["ExitCode"].clone();
+                anyhow::ensure!(code == 0, "{i}: the code is {code} at the end of the output");
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(round)).collect();
+            for one in all {
+                one.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+            }
+            Ok(())
+        })
+    })
+}
