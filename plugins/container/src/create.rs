@@ -56,6 +56,12 @@ pub async fn create(
     let (config, mut host) = (new.config, new.host_config);
     let mut config = config;
     let made = async {
+        if let NetworkMode::Container(other) = NetworkMode::parse(&host.network_mode) {
+            // Who shares a network is known by the same names.
+            let other = engine.find(other)?.view();
+            config.hostname.clone_from(&other.record.config.hostname);
+            config.domainname.clone_from(&other.record.config.domainname);
+        }
         spec::adapt(&mut config, &mut host, id.as_str(), &engine.facts, &settings.defaults)?;
         settle_log(&settings, &mut host);
         let endpoints = endpoints(engine, cx, &host, new.networks).await?;

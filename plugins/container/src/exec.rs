@@ -8,6 +8,7 @@ use gantry_sdk::api::container::ExecCreateRequest;
 use gantry_sdk::id::{ContainerId, ExecId};
 use gantry_sdk::kinds::runtime::{ExecProcess, Exit};
 use gantry_sdk::{Error, Result};
+use tokio::sync::Notify;
 
 /// How long an exec that has ended can still be inspected.
 const KEPT: Duration = Duration::from_secs(600);
@@ -60,11 +61,45 @@ pub struct Exec {
 
 /// All execs by id.
 #[derive(Debug, Default)]
-pub struct Execs(Mutex<HashMap<ExecId, Exec>>);
+pub struct Execs {
+    by_id: Mutex<HashMap<ExecId, Exec>>,
+    changed: Notify,
+}
 
 impl Execs {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ExecId, Exec>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process of an exec, once it has one: clients ask for it as soon as they have asked for
+    /// the start.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `Conflict` if it has ended, or is not started within `patience`.
+    pub async fn process(
+        &self,
+        reference: &str,
+        patience: Duration,
+    ) -> Result<Arc<dyn ExecProcess>> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let changed = self.changed.notified();
+            let exec = self.find(reference)?;
+            match exec.state {
+                ExecState::Running(process) => return Ok(process),
+                ExecState::Ended { .. } => {
+                    return Err(Error::conflict(format!(
+                        "exec command {} is not running",
+                        exec.id
+                    )));
+                }
+                ExecState::Created | ExecState::Starting => {}
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Err(Error::conflict("timeout waiting for exec session ready"));
+            }
+        }
     }
 
     /// Adds an exec; forgets those that ended long ago.
@@ -129,6 +164,7 @@ impl Execs {
         if let Some(exec) = self.lock().get_mut(id) {
             exec.state = ExecState::Running(process);
         }
+        self.changed.notify_waiters();
     }
 
     /// Records how an exec ended, or that it could not be started.
@@ -136,6 +172,7 @@ impl Execs {
         if let Some(exec) = self.lock().get_mut(id) {
             exec.state = ExecState::Ended { code: exit.code, pid, at: Instant::now() };
         }
+        self.changed.notify_waiters();
     }
 
     /// The execs of a container that have not ended.

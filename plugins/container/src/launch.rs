@@ -63,7 +63,7 @@ async fn launch_steps(
     let (root, sandbox, mounts) = tokio::try_join!(
         layers.mount(&cx, &record.layer),
         sandbox(engine, &cx, record, &joined),
-        mounts(engine, &cx, record),
+        mounts(engine, &cx, record, &joined),
     )?;
     let built = {
         let (engine, record, root) = (engine.clone(), record.clone(), root.clone());
@@ -152,7 +152,7 @@ pub struct JoinedPaths {
     network: Option<PathBuf>,
     ipc: Option<PathBuf>,
     pid: Option<PathBuf>,
-    shm: Option<PathBuf>,
+    shm: Option<MountFd>,
 }
 
 impl JoinedPaths {
@@ -210,12 +210,23 @@ pub fn joined(engine: &Engine, record: &Record) -> Result<JoinedPaths> {
         }
         paths.ipc = namespace(other, "IPC", "ipc")?;
         let pid = view.state.pid().unwrap_or(0);
-        paths.shm = Some(PathBuf::from(format!("/proc/{pid}/root/dev/shm")));
+        paths.shm = Some(shared_memory(pid, other)?);
     }
     if let PidMode::Container(other) = PidMode::parse(&host.pid_mode)? {
         paths.pid = namespace(other, "PID", "pid")?;
     }
     Ok(paths)
+}
+
+/// The `/dev/shm` of a running container: the mount is in its namespace, and nowhere else.
+fn shared_memory(pid: i32, other: &str) -> Result<MountFd> {
+    let namespace = format!("/proc/{pid}/ns/mnt");
+    let failed = |e: gantry_sys::Error| {
+        Error::conflict(format!("cannot share /dev/shm of container {other}")).caused_by(e)
+    };
+    gantry_sys::mount::clone_from_namespace(Path::new(&namespace), Path::new("/dev/shm"))
+        .map(MountFd::new)
+        .map_err(failed)
 }
 
 async fn sandbox(
@@ -312,7 +323,12 @@ impl Mounts {
     }
 }
 
-async fn mounts(engine: &Arc<Engine>, cx: &Ctx, record: &Record) -> Result<Mounts> {
+async fn mounts(
+    engine: &Arc<Engine>,
+    cx: &Ctx,
+    record: &Record,
+    joined: &JoinedPaths,
+) -> Result<Mounts> {
     let mut mounts = Mounts::default();
     for mount in &record.mounts {
         let fd = match &mount.source {
@@ -322,6 +338,15 @@ async fn mounts(engine: &Arc<Engine>, cx: &Ctx, record: &Record) -> Result<Mount
             _ => None,
         };
         mounts.push(ready(mount), fd);
+    }
+    let taken = record.mounts.iter().any(|m| m.destination == "/dev/shm");
+    match IpcMode::parse(&record.host.ipc_mode)? {
+        _ if taken => {}
+        IpcMode::Host => mounts.push(ReadyMount::own("/dev/shm", "/dev/shm".into(), true), None),
+        IpcMode::Container(_) => {
+            mounts.push(ReadyMount::own("/dev/shm", "/dev/shm".into(), true), joined.shm.clone());
+        }
+        _ => {}
     }
     Ok(mounts)
 }
@@ -425,9 +450,6 @@ pub fn build(
             all.push(ReadyMount::own(destination, files.join(name), true));
         }
     }
-    if let Some(shm) = shm(record, joined)? {
-        all.push(ReadyMount::own("/dev/shm", shm, true));
-    }
     let seccomp = |profile: spec::SeccompProfile<'_>, capabilities: &[String]| {
         engine.seccomp.resolve(profile, capabilities)
     };
@@ -447,14 +469,5 @@ pub fn build(
         seccomp: &seccomp,
         facts: &engine.facts,
         defaults: &settings.defaults,
-    })
-}
-
-/// Where `/dev/shm` comes from when it is not the container's own.
-fn shm(record: &Record, joined: &JoinedPaths) -> Result<Option<PathBuf>> {
-    Ok(match IpcMode::parse(&record.host.ipc_mode)? {
-        IpcMode::Host => Some("/dev/shm".into()),
-        IpcMode::Container(_) => joined.shm.clone(),
-        _ => None,
     })
 }

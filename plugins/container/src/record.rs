@@ -153,10 +153,11 @@ impl Record {
 
     /// The state that the record alone implies: nothing runs.
     pub fn state_at_rest(&self) -> State {
-        match (&self.life.exit, self.life.removing) {
-            (_, true) => State::Dead,
-            (Some(exit), false) => State::Exited { exit: exit.clone() },
-            (None, false) => State::Created,
+        match (&self.life.exit, self.life.started) {
+            _ if self.life.removing => State::Dead,
+            (Some(exit), Some(_)) => State::Exited { exit: exit.clone() },
+            // Also one that never could be started.
+            _ => State::Created,
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use gantry_sdk::kinds::layers::Layers;
 use gantry_sdk::kinds::networks::{Networks, SandboxSpec, SandboxStatus};
-use gantry_sdk::kinds::runtime::{Exit, Recovered, Runtimes};
+use gantry_sdk::kinds::runtime::{ContainerProcess, Exit, Recovered, Runtimes};
 use gantry_sdk::kinds::volumes::Volumes;
 use gantry_sdk::{Ctx, Error, Result};
 
@@ -118,12 +118,9 @@ async fn adopt(engine: &Arc<Engine>, mut record: Record, recovered: Recovered) {
             let state = State::Running { pid: process.pid(), since };
             engine.reserve_and_spawn(record, state, Some(process));
         }
-        // The exit is handled by the task, exactly as if it had just happened.
         Recovered::Exited(exit, process) => {
-            let since = record.life.started.unwrap_or(exit.at);
-            record.life.started = Some(since);
-            let state = State::Running { pid: process.pid(), since };
-            engine.reserve_and_spawn(record, state, Some(process));
+            settle_exit(engine, &mut record, exit, &process).await;
+            rest(engine, record).await;
         }
         Recovered::Gone => {
             if record.life.active && record.life.exit.is_none() {
@@ -136,14 +133,43 @@ async fn adopt(engine: &Arc<Engine>, mut record: Record, recovered: Recovered) {
                 }
             }
             record.life.sandbox = None;
-            if record.auto_remove() && record.life.started.is_some() {
-                finish_removal(engine, record).await;
-                return;
-            }
-            let state = record.state_at_rest();
-            engine.reserve_and_spawn(record, state, None);
+            rest(engine, record).await;
         }
     }
+}
+
+/// A container that ended while no daemon was there: its end is on record before anybody asks.
+async fn settle_exit(
+    engine: &Engine,
+    record: &mut Record,
+    exit: Exit,
+    process: &Arc<dyn ContainerProcess>,
+) {
+    launch::release(engine, record).await;
+    let started = record.life.started.unwrap_or(exit.at);
+    let ran = exit.at.duration_since(started).unwrap_or_default();
+    record.life.started = Some(started);
+    record.life.sandbox = None;
+    record.life.exit = Some(exit.clone());
+    if let Err(error) = engine.save(record).await {
+        tracing::error!(container = %record.id, error = %error.chain(), "Cannot write the record of a container.");
+        return; // the shim still knows the exit
+    }
+    if let Err(error) = process.delete().await {
+        tracing::warn!(container = %record.id, error = %error.chain(), "Cannot clean up after the end of a container.");
+    }
+    let (code, seconds) = (exit.code.to_string(), ran.as_secs().to_string());
+    engine.report(record, "die", &[("exitCode", code), ("execDuration", seconds)]);
+}
+
+/// Makes a container that does not run visible, or removes it if it wants that.
+async fn rest(engine: &Arc<Engine>, record: Record) {
+    if record.auto_remove() && record.life.started.is_some() {
+        finish_removal(engine, record).await;
+        return;
+    }
+    let state = record.state_at_rest();
+    engine.reserve_and_spawn(record, state, None);
 }
 
 /// A removal that was interrupted, or an `--rm` container that ended with the machine.
@@ -168,7 +194,7 @@ impl Engine {
         self: &Arc<Self>,
         record: Record,
         state: State,
-        process: Option<Arc<dyn gantry_sdk::kinds::runtime::ContainerProcess>>,
+        process: Option<Arc<dyn ContainerProcess>>,
     ) {
         if let Err(error) = self.reserve_name(&record.name, &record.id) {
             tracing::error!(container = %record.id, error = %error, "Two containers have one name.");

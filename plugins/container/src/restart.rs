@@ -52,7 +52,13 @@ pub fn at_boot(record: &Record) -> bool {
     match record.host.restart_policy.name.as_str() {
         "always" => life.started.is_some(),
         "unless-stopped" => life.started.is_some() && !life.stopped_by_hand,
-        "on-failure" => life.active && !life.stopped_by_hand,
+        "on-failure" => {
+            let most = record.host.restart_policy.maximum_retry_count;
+            life.active
+                && !life.stopped_by_hand
+                && life.exit.as_ref().is_some_and(|exit| exit.code != 0)
+                && (most == 0 || i64::from(life.restarts) < most)
+        }
         _ => false,
     }
 }

@@ -25,6 +25,9 @@ use crate::stream::{self, DetachKeys};
 /// process that closes its output and goes on would otherwise hold the client.
 const RECORD_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a resize waits for the start that it was sent after.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+
 /// `POST /containers/{name}/exec`: `201` with an id; `409` if the container does not run.
 pub async fn create(engine: Arc<Engine>, mut request: Request) -> Result<Response> {
     let mut body: ExecCreateRequest = request.json().await?;
@@ -176,13 +179,8 @@ async fn watch(engine: &Engine, exec: &Exec, record: &Record, process: Arc<dyn E
 /// `POST /exec/{id}/resize`: `200`.
 pub async fn resize(engine: Arc<Engine>, request: Request) -> Result<Response> {
     let (rows, columns) = super::life::terminal_size(&request)?;
-    let exec = engine.execs.find(request.param("id"))?;
-    match &exec.state {
-        ExecState::Running(process) => process.resize(rows, columns).await?,
-        _ => {
-            return Err(Error::conflict(format!("exec command {} is not running", exec.id)));
-        }
-    }
+    let process = engine.execs.process(request.param("id"), START_PATIENCE).await?;
+    process.resize(rows, columns).await?;
     Ok(Response::empty(StatusCode::OK))
 }
 

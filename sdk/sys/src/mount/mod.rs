@@ -28,6 +28,6 @@ pub use overlay::{Overlay, supports_lowerdir_plus};
 pub use rustix::mount::MountAttrFlags;
 pub use subvolume::{create_subvolume, snapshot_subvolume};
 pub use tree::{
-    MountAttr, Propagation, attach, attach_onto, clone_tree, clone_tree_at, detach,
-    enter_private_namespace, set_attr, unmount,
+    MountAttr, Propagation, attach, attach_onto, clone_from_namespace, clone_tree, clone_tree_at,
+    detach, enter_private_namespace, set_attr, unmount,
 };

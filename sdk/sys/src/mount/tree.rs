@@ -3,14 +3,16 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     mount_change, move_mount, open_tree,
 };
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use crate::error::{Error, Result};
+use crate::path::Links;
 
 /// How mount events travel between a mount and its copies. Source: mount_namespaces(7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +130,36 @@ pub fn clone_tree_at(dir: impl AsFd, path: &Path, recursive: bool) -> Result<Own
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     open_tree(dir, path, flags).map_err(|errno| Error::at("clone mount", path, errno))
+}
+
+/// As [`clone_tree`], for the directory `path` of another mount namespace: a mount can be cloned from
+/// within its own namespace only. No symbolic link is followed, for the namespace may be a stranger's.
+///
+/// Runs on a thread of its own and waits for it. Source: setns(2), open_tree(2).
+///
+/// # Errors
+///
+/// `ENOENT`: no such namespace or path. `EPERM`: no privilege over the namespace.
+pub fn clone_from_namespace(namespace: &Path, path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let target = rustix::fs::open(namespace, flags, Mode::empty())
+        .map_err(|errno| Error::at("open namespace", namespace, errno))?;
+    let clone = || {
+        let failed = |errno: Errno| Error::at("enter namespace", namespace, errno);
+        // SAFETY: what makes the call unsafe is unsharing descriptors; this unshares the working
+        // directory and root of a thread that ends right after, which setns(2) asks for.
+        unsafe { unshare_unsafe(UnshareFlags::FS) }.map_err(failed)?;
+        move_into_link_name_space(target.as_fd(), Some(LinkNameSpaceType::Mount))
+            .map_err(failed)?;
+        let root = crate::path::open_root(Path::new("/"))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let found = crate::path::open_beneath(root, relative, flags, Mode::empty(), Links::Refuse)?;
+        clone_tree(found, false)
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(clone).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Attaches a mount at `path` beneath `dir`; an absolute `path` ignores `dir`.
