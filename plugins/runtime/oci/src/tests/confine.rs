@@ -271,8 +271,15 @@ async fn root_ends_everything_that_shares_the_hosts_processes() {
     assert_eq!(outcome.exit.code, 3);
     let pids: Vec<i32> = outcome.stdout.lines().map(|line| line.parse().unwrap()).collect();
     assert!(pids[0] > 1);
-    let state = std::fs::read_to_string(format!("/proc/{}/stat", pids[1]));
-    assert!(state.is_err(), "{state:?}");
+    let left = std::path::PathBuf::from(format!("/proc/{}", pids[1]));
+    for _ in 0..100 {
+        if !left.exists() {
+            return;
+        }
+        // The shim reaps it on its own way out.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("{} is left", left.display());
 }
 
 #[tokio::test]
@@ -403,4 +410,59 @@ async fn root_makes_what_dangling_links_name() {
     push(&mut spec, "/mounts", bind("/etc/loop"));
     let launch = fixture.launch("loop", &spec, Stdio::default());
     assert!(fixture.start(launch).await.is_err());
+}
+
+/// Set in the process that has a mount namespace of its own.
+const PRIVATE: &str = "GANTRY_TEST_PRIVATE_MOUNTS";
+
+/// What is mounted on the host later shows in a volume that is a slave, and in no other.
+#[tokio::test]
+async fn root_hears_of_mounts_as_far_as_its_volumes_do() {
+    if !can_run() {
+        return;
+    }
+    if std::env::var_os(PRIVATE).is_none() {
+        let name = "tests::confine::root_hears_of_mounts_as_far_as_its_volumes_do";
+        let status = std::process::Command::new("unshare")
+            .args(["--mount", "--propagation", "private"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(PRIVATE, "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    let fixture = Fixture::new();
+    let volume = fixture.dir.join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let tmpfs = |at: &std::path::Path| mount("tmpfs", at, "tmpfs", MountFlags::empty(), None);
+    tmpfs(&volume).unwrap();
+    mount_change(&volume, MountPropagationFlags::SHARED).unwrap();
+    std::fs::create_dir(volume.join("sub")).unwrap();
+    let script = "read x; cat /slave/sub/file; cat /private/sub/file";
+    let mut spec = fixture.spec("hear", &["sh", "-c", script]);
+    spec["linux"]["rootfsPropagation"] = json!("rslave");
+    for (target, propagation) in [("/slave", "rslave"), ("/private", "rprivate")] {
+        push(
+            &mut spec,
+            "/mounts",
+            json!({
+                "destination": target, "type": "bind", "source": volume, "options": ["rbind", propagation]
+            }),
+        );
+    }
+    let stdio = Stdio { stdin: true, ..Stdio::default() };
+    let (container, stream) = fixture.start(fixture.launch("hear", &spec, stdio)).await.unwrap();
+    tmpfs(&volume.join("sub")).unwrap();
+    std::fs::write(volume.join("sub/file"), "heard").unwrap();
+    std::io::Write::write_all(&mut &stream, b"go\n").unwrap();
+    assert_eq!(within(container.wait()).await.unwrap().code, 1);
+    let (out, err) = frames(stream);
+    assert_eq!(out, "heard", "{err}");
+    container.delete().await.unwrap();
+    for path in [volume.join("sub"), volume] {
+        rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::fixture::{Fixture, can_run, frames, new_netns, within};
+use super::fixture::{Fixture, can_run, frames, within};
 use gantry_sdk::kinds::runtime::{Attach, ExecLaunch, Recovered, Runtime, Stdio};
 use gantry_sdk::{Ctx, ErrorKind};
 use serde_json::json;
@@ -246,8 +246,7 @@ async fn root_uses_a_user_namespace() {
         let path = fixture.dir.join("rootfs").join(name);
         std::os::unix::fs::chown(path, Some(100_000), Some(100_000)).unwrap();
     }
-    let mut spec =
-        fixture.spec("user", &["sh", "-c", "id -u; cat /proc/self/uid_map; ls -l /dev/null"]);
+    let mut spec = fixture.spec("user", &["sleep", "60"]);
     let maps = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
     spec["linux"]["uidMappings"] = maps.clone();
     spec["linux"]["gidMappings"] = maps;
@@ -261,11 +260,28 @@ async fn root_uses_a_user_namespace() {
         !["/sys", "/sys/fs/cgroup"].contains(&mount["destination"].as_str().unwrap())
     });
     let launch = fixture.launch("user", &spec, Stdio::default());
-    let (container, output) = fixture.start(launch).await.unwrap();
-    let exit = within(container.wait()).await.unwrap();
-    let text = frames(output);
+    let (container, _output) = fixture.start(launch).await.unwrap();
+    let mut process: oci_spec::runtime::Process =
+        serde_json::from_value(spec["process"].clone()).unwrap();
+    let script = "id -u; cat /proc/self/uid_map; ls -l /dev/null; echo > /dev/null && echo opened";
+    process.set_args(Some(["sh", "-c", script].map(str::to_owned).to_vec()));
+    let (near, far) = UnixStream::pair().unwrap();
+    let exec = container
+        .exec(ExecLaunch {
+            id: "e1".to_owned(),
+            process,
+            seccomp: None,
+            stdio: Stdio::default(),
+            attach: Some(Attach { stream: far, stdin: false, stdout: true, stderr: true }),
+        })
+        .await
+        .unwrap();
+    let exit = within(exec.wait()).await.unwrap();
+    let text = frames(near);
     assert_eq!(exit.code, 0, "{text:?}");
     assert!(text.0.starts_with("0\n") && text.0.contains("100000"), "{text:?}");
+    assert!(text.0.contains("opened"), "{text:?}");
+    container.signal(9, false).await.unwrap();
+    within(container.wait()).await.unwrap();
     container.delete().await.unwrap();
-    let _ = new_netns;
 }
