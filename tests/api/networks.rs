@@ -88,8 +88,10 @@ fn an_address_is_free_again_after_its_container() -> TestResult {
         sleeper(daemon, "one", "")?;
         let first = address(daemon, "one")?;
         daemon.ok("rm --force one")?;
-        let links = daemon.sandbox().sh("ip -o link | grep -c veth || true")?;
-        assert_eq!(links, "0");
+        // The link goes with the container's namespace, which the kernel does in its own time.
+        wait_until("its link is gone", 3, || {
+            Ok(daemon.sandbox().sh("ip -o link | grep -c veth || true")? == "0")
+        })?;
         for _ in 0..5 {
             daemon.ok("run --rm busybox true")?;
         }
