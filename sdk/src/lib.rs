@@ -12,7 +12,7 @@
 //! - [`route`]: routes as data; request, response, hijack
 //! - [`kinds`]: the extension points, one file each
 //! - [`mounts`]: mount plans
-//! - [`registry`], [`guard`], [`events`], [`tasks`], [`config`], [`id`], [`error`]
+//! - [`registry`], [`guard`], [`events`], [`tasks`], [`config`], [`id`], [`time`], [`error`]
 
 // The macros refer to this crate by its name, also from within.
 extern crate self as gantry_sdk;
@@ -29,6 +29,7 @@ pub mod plugin;
 pub mod registry;
 pub mod route;
 pub mod tasks;
+pub mod time;
 
 pub use config::ConfigView;
 pub use context::{Context, Ctx};

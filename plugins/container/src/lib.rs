@@ -57,7 +57,6 @@ pub mod spec;
 pub mod state;
 pub mod stream;
 mod task;
-pub mod time;
 
 use engine::Engine;
 use services::Service;

@@ -12,6 +12,7 @@ use gantry_sdk::api::network::EndpointSettings;
 use gantry_sdk::api::{StringMap, ZERO_TIME};
 use gantry_sdk::kinds::networks::{EndpointStatus, SandboxStatus};
 use gantry_sdk::kinds::runtime::Exit;
+use gantry_sdk::time::{human, rfc3339, unix};
 
 use crate::engine::Engine;
 use crate::handle::View;
@@ -19,7 +20,6 @@ use crate::ports;
 use crate::record::{MountRecord, MountSource, Record};
 use crate::spec::command::command_line;
 use crate::state::State;
-use crate::time::{human, rfc3339, unix};
 
 /// The `State` of `inspect`.
 pub fn state(view: &View) -> ContainerState {

@@ -238,7 +238,7 @@ fn healthcheck(rest: &str, shell: &[String]) -> Result<HealthConfig> {
 
 /// Nanoseconds of a flag; 0 means the default.
 fn pause(name: &str, value: &str) -> Result<i64> {
-    let nanos = crate::time::duration(value)
+    let nanos = gantry_sdk::time::duration(value)
         .ok_or_else(|| Error::invalid(format!("invalid duration {value:.40?} of --{name}")))?;
     if nanos != 0 && nanos < 1_000_000 {
         return Err(Error::invalid(format!("Interval {name:?} cannot be less than 1ms")));

@@ -6,7 +6,7 @@
 //!
 //! # Map
 //!
-//! - [`reference`], [`platform`], [`config`], [`time`]: text that is parsed once
+//! - [`reference`], [`platform`], [`config`]: text that is parsed once
 //! - [`record`], [`index`], [`store`]: the truth, the view of it, and what may change it when
 //! - [`handlers`]: request → one call → response
 //! - [`load`], [`import`] with [`changes`], [`save`]: archives
@@ -54,7 +54,6 @@ pub mod remove;
 pub mod save;
 pub mod sources;
 pub mod store;
-pub mod time;
 
 use sources::Sources;
 use store::{Parts, Store};

@@ -83,6 +83,16 @@ pub fn layers_size(index: &Index) -> i64 {
     signed(sizes.values().sum())
 }
 
+/// The time that an `until` filter means.
+///
+/// # Errors
+///
+/// `InvalidArgument`.
+pub fn until(text: &str) -> Result<Timestamp> {
+    let at = gantry_sdk::time::query("until", text)?;
+    Timestamp::try_from(at).map_err(|e| Error::invalid("invalid value for \"until\"").caused_by(e))
+}
+
 /// Filters, parsed.
 struct Selection<'a> {
     index: &'a Index,
@@ -97,15 +107,12 @@ impl<'a> Selection<'a> {
         let filters = &query.filters;
         let dangling = filters.flag("dangling").map_err(invalid)?;
         let (mut before, mut since) = (None::<Timestamp>, None::<Timestamp>);
-        let now = Timestamp::now();
         for value in filters.get("before") {
             let created = index.resolve(value, None)?.created;
             before = before.into_iter().chain(created).min();
         }
         for value in filters.get("until") {
-            let time = crate::time::parse(value, now)
-                .map_err(|e| e.context("invalid value for 'until' filter"))?;
-            before = before.into_iter().chain([time]).min();
+            before = before.into_iter().chain([until(value)?]).min();
         }
         for value in filters.get("since") {
             let created = index.resolve(value, None)?.created;

@@ -326,9 +326,7 @@ fn until(filters: &Filters) -> Result<Option<Timestamp>> {
     let values: Vec<&str> = filters.get("until").collect();
     match values.as_slice() {
         [] => Ok(None),
-        [value] => crate::time::parse(value, Timestamp::now())
-            .map(Some)
-            .map_err(|e| e.context("invalid value for 'until' filter")),
+        [value] => crate::list::until(value).map(Some),
         _ => Err(Error::invalid("more than one until filter specified")),
     }
 }

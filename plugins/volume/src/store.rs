@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -142,7 +142,7 @@ impl Store {
             driver: driver.unwrap_or_default().to_owned(),
             options,
             labels,
-            created: jiff::Timestamp::now().to_string(),
+            created: gantry_sdk::time::rfc3339(SystemTime::now()),
         };
         if name.is_none() {
             wanted.labels.get_or_insert_default().insert(ANONYMOUS.to_owned(), String::new());

@@ -1,8 +1,11 @@
 //! `GET /containers/{name}/logs`.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use gantry_sdk::kinds::logs::{Log, LogLine, ReadLogs};
+use gantry_sdk::route::Query;
+use gantry_sdk::time::rfc3339;
 use gantry_sdk::{Error, Request, Response, Result};
 use tokio_util::sync::CancellationToken;
 
@@ -11,7 +14,6 @@ use crate::frame;
 use crate::handle::Handle;
 use crate::state::State;
 use crate::stream::{MULTIPLEXED, RAW};
-use crate::time::{query_time, rfc3339};
 
 /// Lines are gathered up to this size before they are sent: a fast reader gets few large pieces.
 const BATCH: usize = 64 << 10;
@@ -36,8 +38,8 @@ pub async fn logs(engine: Arc<Engine>, request: Request) -> Result<Response> {
     let follow = query.bool("follow");
     let stop = CancellationToken::new();
     let wanted = ReadLogs {
-        since: query_time("since", query.str("since"))?,
-        until: query_time("until", query.str("until"))?,
+        since: time(query, "since")?,
+        until: time(query, "until")?,
         tail: tail(query.str("tail")),
         follow: follow.then(|| stop.clone()),
         stdout,
@@ -84,6 +86,12 @@ pub async fn logs(engine: Arc<Engine>, request: Request) -> Result<Response> {
         }
     });
     Ok(response)
+}
+
+/// Absent, empty and `0` are no bound.
+fn time(query: &Query, name: &str) -> Result<Option<SystemTime>> {
+    let text = query.get(name).filter(|text| !matches!(*text, "" | "0"));
+    text.map(|text| gantry_sdk::time::query(name, text)).transpose()
 }
 
 /// `all`, or a number of lines; what is neither means all, as in the reference engine.

@@ -11,7 +11,6 @@ use gantry_sdk::{Error, Request, Response, Result};
 use crate::engine::Engine;
 use crate::handle::{Message, View};
 use crate::state::State;
-use crate::time::query_time;
 
 /// One at a time: a second answers `409`.
 static RUNNING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -52,34 +51,7 @@ fn until(filters: &Filters) -> Result<Option<SystemTime>> {
     if values.next().is_some() {
         return Err(Error::invalid("more than one until filter specified"));
     }
-    match first {
-        None => Ok(None),
-        Some(text) => match ago(text) {
-            Some(at) => Ok(Some(at)),
-            None => query_time("until", text),
-        },
-    }
-}
-
-/// `10m`, `1h30m`: so long ago.
-fn ago(text: &str) -> Option<SystemTime> {
-    let mut total = std::time::Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let number: u64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let seconds = match &rest[..unit_end] {
-            "h" => number.checked_mul(3600)?,
-            "m" => number.checked_mul(60)?,
-            "s" => number,
-            _ => return None,
-        };
-        total = total.checked_add(std::time::Duration::from_secs(seconds))?;
-        rest = &rest[unit_end..];
-    }
-    SystemTime::now().checked_sub(total)
+    first.map(|text| gantry_sdk::time::query("until", text)).transpose()
 }
 
 fn is_wanted(view: &View, filters: &Filters, until: Option<SystemTime>) -> bool {
@@ -89,17 +61,4 @@ fn is_wanted(view: &View, filters: &Filters, until: Option<SystemTime>) -> bool 
         && until.is_none_or(|at| record.created <= at)
         && filters.matches_labels("label", &labels)
         && !filters.excludes_labels("label!", &labels)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_ago() {
-        assert!(ago("1h30m").is_some());
-        for not in ["", "10", "1d", "h"] {
-            assert!(ago(not).is_none() || not.is_empty(), "{not}");
-        }
-    }
 }

@@ -254,5 +254,6 @@ fn sync(dir: &Path) -> std::result::Result<(), (io::Error, PathBuf)> {
 }
 
 fn rfc3339(seconds: i64) -> String {
-    jiff::Timestamp::from_second(seconds).map(|at| at.to_string()).unwrap_or_default()
+    let since = std::time::Duration::from_secs(seconds.try_into().unwrap_or_default());
+    gantry_sdk::time::rfc3339(std::time::UNIX_EPOCH + since)
 }
