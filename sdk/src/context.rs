@@ -60,8 +60,6 @@ pub struct Host {
     pub exec_root: PathBuf,
     /// Stable identity of this data root.
     pub id: String,
-    /// Labels of the daemon, `key=value`.
-    pub labels: Vec<String>,
     /// Whether experimental routes are on.
     pub experimental: bool,
     /// Oldest API version served.
@@ -76,6 +74,8 @@ pub trait Kernel: Send + Sync {
     fn debug(&self) -> bool;
     /// One line for each degraded plugin.
     fn warnings(&self) -> Vec<String>;
+    /// Labels of the daemon, `key=value`, as they are now.
+    fn labels(&self) -> Vec<String>;
     /// The addresses served, as configured.
     fn listeners(&self) -> Vec<String>;
     /// Names of the background tasks that run, by plugin.

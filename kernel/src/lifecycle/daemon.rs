@@ -156,7 +156,6 @@ impl Daemon {
             data_root: kernel.data_root.clone(),
             exec_root: kernel.exec_root.clone(),
             id: root::engine_id(&kernel.data_root)?,
-            labels: kernel.labels.clone(),
             experimental: kernel.experimental,
             min_api: kernel.min_api,
             started,

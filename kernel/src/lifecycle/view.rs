@@ -51,6 +51,10 @@ impl Kernel for View {
         self.plugins.warnings()
     }
 
+    fn labels(&self) -> Vec<String> {
+        self.config.load().kernel.labels.clone()
+    }
+
     fn listeners(&self) -> Vec<String> {
         self.config.load().kernel.hosts.iter().map(ToString::to_string).collect()
     }

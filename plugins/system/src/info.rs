@@ -57,18 +57,16 @@ fn merge(
 fn own_rows(state: &State) -> Result<Map<String, Value>> {
     let facts = &state.host;
     let (distribution, release) = host::distribution();
-    let now = jiff::Timestamp::try_from(SystemTime::now())
-        .map_err(|e| Error::internal("the clock is out of range", e))?;
     let tasks: usize = state.kernel.tasks().iter().map(|(_, names)| names.len()).sum();
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-    let mut labels = facts.labels.clone();
+    let mut labels = state.kernel.labels();
     labels.sort();
     let mut info = SystemInfo {
         id: facts.id.clone(),
         debug: state.kernel.debug(),
         n_fd: host::open_files(),
         n_goroutines: count(tasks),
-        system_time: now.to_string(),
+        system_time: gantry_sdk::time::rfc3339(SystemTime::now()),
         n_events_listener: count(state.events.listeners()),
         kernel_version: host::kernel_release(),
         operating_system: distribution,
