@@ -54,6 +54,8 @@ impl Store {
         events: EventBus,
         records: Vec<Record>,
     ) -> Self {
+        let mut records = records;
+        records.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
         let entry = |record| Arc::new(Entry { record, made: OnceCell::new() });
         let networks = records.into_iter().map(entry).collect();
         Self { config, ipam, registry, events, networks, sandboxes: Mutex::default() }
@@ -101,12 +103,10 @@ impl Store {
             let driver = self.driver(&entry.record)?;
             driver.create(cx, &entry.record.spec()).await
         };
-        entry
-            .made
-            .get_or_try_init(make)
-            .await
-            .map(|()| ())
-            .map_err(|e| e.context(format!("network {} cannot be used", entry.record.name)))
+        match entry.made.get_or_try_init(make).await {
+            Ok(()) => Ok(()),
+            Err(e) => Err(e.context(format!("network {} cannot be used", entry.record.name))),
+        }
     }
 
     /// Takes a network down that is not wanted in this form any more.

@@ -304,7 +304,7 @@ async fn the_living_are_taken_over() {
 async fn networks_are_found_as_clients_name_them() {
     let (store, _) = store();
     let cx = Ctx::background();
-    let id = store.networks()[0].record.id.to_string();
+    let id = store.find("bridge").unwrap().record.id.to_string();
     for name in ["bridge", "default", "", &id, &id[..9]] {
         assert_eq!(
             store.resolve(&cx, name).await.unwrap(),

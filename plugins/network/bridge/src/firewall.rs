@@ -15,6 +15,9 @@ use crate::rules::{
 };
 use crate::settings::{Config, Settings};
 
+const NO_FIREWALL: &str = "the bridge driver has no firewall (it needs none with \"iptables\" and \
+    \"ip6tables\" set to false)";
+
 /// One redirection as an element of a map.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Redirection {
@@ -59,7 +62,7 @@ impl Firewall {
     /// Loads the rules unless they are there. Returns whether the table is new, hence empty.
     pub(crate) fn ensure_rules(&mut self, drop_others: bool) -> Result<bool> {
         if let Some(why) = &self.missing {
-            return Err(Error::unavailable(format!("the bridge driver has no firewall: {why}")));
+            return Err(Error::unavailable(format!("{NO_FIREWALL}: {why}")));
         }
         let Some(nft) = &mut self.nft else { return Ok(false) };
         let found = nft.table_comment(TABLE).map_err(failed)?;
@@ -70,7 +73,7 @@ impl Firewall {
             return Ok(false);
         }
         nft::load(&variant(drop_others).text())
-            .map_err(|e| Error::unavailable("the bridge driver has no firewall").caused_by(e))?;
+            .map_err(|e| Error::unavailable(NO_FIREWALL).caused_by(e))?;
         Ok(true)
     }
 

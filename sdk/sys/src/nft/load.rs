@@ -14,10 +14,7 @@ const COMPLAINT: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The program is not installed.
-    #[error(
-        "cannot set up the firewall: the program nft is not installed (package nftables); \
-         with \"iptables\": false in the configuration no firewall is used"
-    )]
+    #[error("cannot set up the firewall: the program nft is not installed (package nftables)")]
     Missing,
     /// The program could not be run.
     #[error("cannot run nft")]
