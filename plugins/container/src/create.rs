@@ -22,7 +22,7 @@ use gantry_sys::path::{Links, Mode, OFlags, open_beneath};
 use crate::engine::Engine;
 use crate::handle::Handle;
 use crate::record::{FORMAT, Life, MountRecord, MountSource, Record};
-use crate::spec::mode::{IpcMode, NetworkMode, PidMode};
+use crate::spec::mode::NetworkMode;
 use crate::spec::mounts::parse_volumes_from;
 use crate::spec::{self, MountKind, WantedMount};
 use crate::state::State;
@@ -56,9 +56,12 @@ pub async fn create(
     let (config, mut host) = (new.config, new.host_config);
     let mut config = config;
     let made = async {
-        if let NetworkMode::Container(other) = NetworkMode::parse(&host.network_mode) {
-            // Who shares a network is known by the same names.
-            let other = engine.find(other)?.view();
+        if let NetworkMode::Container(other) = NetworkMode::parse(&host.network_mode)
+            && let Ok(other) = engine.find(other)
+        {
+            // Who shares a network is known by the same names. That the other is missing is said
+            // when the container is started, as the reference engine does.
+            let other = other.view();
             config.hostname.clone_from(&other.record.config.hostname);
             config.domainname.clone_from(&other.record.config.domainname);
         }
@@ -208,10 +211,7 @@ async fn endpoints(
     given: BTreeMap<String, EndpointSettings>,
 ) -> Result<BTreeMap<String, EndpointSettings>> {
     let mode = match NetworkMode::parse(&host.network_mode) {
-        NetworkMode::Container(other) => {
-            engine.find(other)?;
-            return Ok(BTreeMap::new());
-        }
+        NetworkMode::Container(_) => return Ok(BTreeMap::new()),
         NetworkMode::Default => "bridge",
         _ => host.network_mode.as_str(),
     };
@@ -248,13 +248,6 @@ async fn check_drivers(engine: &Engine, cx: &Ctx, host: &HostConfig) -> Result<(
         ))
     })?;
     log.validate(cx, &host.log_config.config.clone().unwrap_or_default()).await?;
-    // Fail now rather than at start where it can be known.
-    if let IpcMode::Container(other) = IpcMode::parse(&host.ipc_mode)? {
-        engine.find(other)?;
-    }
-    if let PidMode::Container(other) = PidMode::parse(&host.pid_mode)? {
-        engine.find(other)?;
-    }
     Ok(())
 }
 

@@ -185,6 +185,9 @@ impl JoinedPaths {
 pub fn joined(engine: &Engine, record: &Record) -> Result<JoinedPaths> {
     let namespace = |other: &str, what: &str, name: &str| -> Result<Option<PathBuf>> {
         let view = engine.find(other)?.view();
+        if view.record.id == record.id {
+            return Err(Error::conflict(format!("cannot join own {what}")));
+        }
         let pid = view.state.pid().ok_or_else(|| {
             Error::conflict(format!(
                 "cannot join {what} of a non running container: {}",

@@ -24,6 +24,7 @@
 //!
 //! Where layers lie: the drivers. Blobs: the content plugin. Which chains are needed: the images.
 
+mod info;
 mod plugin;
 mod records;
 mod store;

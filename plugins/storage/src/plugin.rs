@@ -1,7 +1,10 @@
 //! Registration and configuration.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use gantry_sdk::kinds::blobs::Blobs;
+use gantry_sdk::kinds::info::Info;
 use gantry_sdk::kinds::layers::Layers;
 use gantry_sdk::kinds::metadata::Metadata;
 use gantry_sdk::kinds::storage::Storage;
@@ -12,10 +15,11 @@ use gantry_sdk::{
 };
 use serde::Deserialize;
 
+use crate::info::StorageInfo;
 use crate::store::{Parts, open};
 
 static DESCRIPTOR: Descriptor = Descriptor {
-    provides: &[Provide::new(Layers::NAME, "default")],
+    provides: &[Provide::new(Layers::NAME, "default"), Provide::new(Info::NAME, "storage")],
     needs: &[Need::Kind(Storage::NAME), Need::Kind(Blobs::NAME), Need::Kind(Metadata::NAME)],
     config: &[ConfigKey::fixed("storage-driver"), ConfigKey::fixed("storage-opts")],
     check_config,
@@ -67,6 +71,7 @@ impl Plugin for LayersPlugin {
             default: default_instance(&cx.registry, &config.storage_driver)?,
         })
         .await?;
+        cx.provide::<Info>("storage", Arc::new(StorageInfo(store.clone())))?;
         cx.provide::<Layers>("default", store)?;
         Ok(Init::Ready)
     }

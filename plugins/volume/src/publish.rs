@@ -108,8 +108,15 @@ async fn mount(
     }
     let grants = store.registry.grants::<Volume>(&record.driver);
     let mount = store.mounts.mount(&cx.within(MOUNT_BUDGET), plan, &grants).await?;
-    let keep = is_shared(plan).then(|| mount.clone());
-    Ok((mount, keep))
+    if !is_shared(plan) {
+        return Ok((mount, None));
+    }
+    // The first user gets a copy too: what is attached in a container cannot be copied any more.
+    match clone(&mount).await {
+        Ok(copy) => Ok((copy, Some(mount))),
+        // Before Linux 6.15 a detached mount cannot be copied: there is one user at a time.
+        Err(_) => Ok((mount, None)),
+    }
 }
 
 async fn clone(mount: &MountFd) -> Result<MountFd> {
