@@ -12,7 +12,7 @@ use gantry_sdk::kinds::runtime::{
     Attach, ContainerProcess, Launch, Recovered, Runtime, RuntimeInfo,
 };
 use gantry_sdk::tasks::Tasks;
-use gantry_sdk::{Ctx, Error, Labels, Result};
+use gantry_sdk::{Ctx, Error, ErrorKind, Labels, Result};
 use gantry_shim_protocol::{
     EXIT_NAME, LaunchHead, LogMode, LogSink, Phase, Reply, Request, SOCKET_NAME, VERSION,
     decode_body, encode_body,
@@ -178,6 +178,10 @@ async fn start(
         tokio::join!(connection.hello(), connection.ask_within(&underway.request, &fds, START));
     drop(launch);
     hello.map_err(launch_failed)?;
+    if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Deadline) {
+        // All or nothing: what is half done is taken back.
+        let _ = connection.ask(&Request::Delete { force: true }, &[]).await;
+    }
     let pid = match answer.map_err(launch_failed)? {
         Ok(Reply::Started { pid }) => pid,
         Err(failure) => return Err(create_failed(&failure)),

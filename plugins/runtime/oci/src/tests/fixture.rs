@@ -75,9 +75,13 @@ impl Fixture {
         Self { dir, oci, number }
     }
 
+    fn group_parent(&self) -> PathBuf {
+        PathBuf::from(format!("gantry-test-{}-{}", std::process::id(), self.number))
+    }
+
     /// The control group of a container. Tests run side by side, so a name alone will not do.
     pub(super) fn group(&self, id: &str) -> PathBuf {
-        PathBuf::from(format!("gantry-test-{}/{}-{id}", std::process::id(), self.number))
+        self.group_parent().join(id)
     }
 
     /// A specification like the reference's for a container without options.
@@ -195,9 +199,8 @@ impl Fixture {
 
 impl Drop for Fixture {
     fn drop(&mut self) {
-        let name = format!("gantry-test-{}", std::process::id());
+        let name = self.group_parent();
         for entry in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            // Others of this process may still be in it; the last removes it.
             let _ = std::fs::remove_dir(entry.path().join(&name));
         }
         let _ = std::fs::remove_dir_all(&self.dir);

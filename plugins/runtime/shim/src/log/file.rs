@@ -3,7 +3,7 @@
 use super::Stream;
 use super::json::write_entry;
 use gantry_shim_protocol::LogSink;
-use gantry_sys::process::{CloneFlags, Cloned, clone_process, exit_now};
+use gantry_sys::process::{CloneFlags, Cloned, clone_process, close_from, exit_now};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -144,6 +144,8 @@ fn ignore_missing(answer: io::Result<()>) -> io::Result<()> {
 fn compress_aside(path: &Path) {
     // A file that stays uncompressed is still found by readers.
     if let Ok(Cloned::Child) = clone_process(CloneFlags::default(), None) {
+        // A client's or the container's descriptor held here would keep its end from being seen.
+        let _ = close_from(3, &[]);
         exit_now(i32::from(compress(path).is_err()));
     }
 }

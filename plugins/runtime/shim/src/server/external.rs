@@ -12,7 +12,9 @@ use crate::status::{Context, SysContext, fail};
 use gantry_shim_protocol::{ExecHead, External, Failure, LaunchHead, Reply, Stage};
 use gantry_sys::mount;
 use gantry_sys::path::read_file_bounded;
-use gantry_sys::process::{CStringArray, Reaped, Spawn, send_signal, spawn, wait_for};
+use gantry_sys::process::{
+    CStringArray, Reaped, Spawn, send_signal, send_signal_to, spawn, wait_for,
+};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -113,6 +115,13 @@ impl Runtime {
         let spec = Spawn { path: &path, argv: &argv, env: &env, fds: &fds, new_session: false };
         let pid = spawn(&spec).during(Stage::External, doing)?;
         Ok((pid, log))
+    }
+
+    /// Ends the commands that run, whatever they are waiting for.
+    pub(super) fn stop_commands(&self) {
+        for command in &self.running {
+            let _ = send_signal_to(command.pid, 9);
+        }
     }
 
     /// Remembers a child that ended, while somebody may ask for it.

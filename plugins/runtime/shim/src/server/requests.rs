@@ -186,6 +186,9 @@ impl Shim {
                     self.freeze(false)?;
                 }
                 self.kill_all(9);
+                if let Some(runtime) = self.container.as_ref().and_then(|it| it.external.as_ref()) {
+                    runtime.stop_commands();
+                }
                 if let Some(process) = self.first() {
                     let _ = process.signal(9);
                 }

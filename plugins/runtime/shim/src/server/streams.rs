@@ -303,7 +303,9 @@ impl Streams {
     fn client_ready(&mut self, index: usize, flags: EventFlags) {
         let Some(place) = self.clients.get_mut(index) else { return };
         let Some(client) = place.as_mut() else { return };
-        let mut gone = flags.intersects(EventFlags::ERR | EventFlags::HUP);
+        // An event may be about a client that had this place before, so the socket is asked.
+        let mut gone =
+            flags.intersects(EventFlags::ERR | EventFlags::HUP) && has_hung_up(&client.socket);
         if flags.contains(EventFlags::OUT) && !gone {
             gone = client.flush().is_err();
         }
@@ -468,6 +470,14 @@ impl Client {
         self.queue = VecDeque::new();
         Ok(())
     }
+}
+
+fn has_hung_up(socket: &Watched) -> bool {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let mut ready = [PollFd::new(socket, PollFlags::empty())];
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    // A hang-up is reported without asking for it.
+    poll(&mut ready, Some(&now)).is_ok_and(|count| count > 0)
 }
 
 fn open_null() -> Result<OwnedFd, Errno> {
