@@ -44,6 +44,7 @@ pub const IDS: &[&str] = &[
     "storage.vfs",
     "system",
     "volume.local",
+    "volumes",
 ];
 
 /// All built-in plugins, in no particular order: the kernel sorts.
