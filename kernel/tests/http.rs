@@ -237,6 +237,20 @@ async fn parameters_versions_and_heads_arrive() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_path_has_options() {
+    let node = node().await;
+    for (path, status) in
+        [("/", 200), ("/nowhere/at/all", 200), ("/v1.41/_ping", 200), ("/v1.99/x", 400)]
+    {
+        let ask = format!("OPTIONS {path} HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n");
+        let answer = node.ask(&ask).await;
+        assert_eq!(answer.status, status, "{path}");
+        assert_eq!(answer.body.is_empty(), status == 200, "{path}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_are_checked_and_bounded() {
     let node = node().await;
     let post = |kind: &str, body: &str| {

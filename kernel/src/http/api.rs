@@ -45,7 +45,7 @@ pub struct Api {
 /// What the router made of a request.
 enum Plan {
     Run { handler: Handler, params: Params, version: ApiVersion, shape: Shape },
-    Refuse(Response),
+    Reply(Response),
 }
 
 /// A request on its way.
@@ -87,17 +87,19 @@ impl Api {
     }
 
     fn plan(&self, request: &http::Request<Incoming>, path: Option<&RequestPath>) -> Plan {
-        let refuse = Plan::Refuse;
+        let reply = Plan::Reply;
         let (Some(path), Some(method)) = (path, method(request.method())) else {
-            return refuse(error::page_not_found());
+            return reply(error::page_not_found());
         };
         let segments = path.segments();
         let negotiated = version::negotiate(path.version.as_deref(), self.min_version);
         // Whether there is such a path comes before whether its version is served.
         let wanted = *negotiated.as_ref().unwrap_or(&version::NEWEST);
-        let Some(found) = self.router.find(method, &segments, wanted) else {
-            return refuse(error::page_not_found());
-        };
+        let found = self.router.find(method, &segments, wanted);
+        // Every path has options, as far as the reference engine goes.
+        if found.is_none() && method != Method::Options {
+            return reply(error::page_not_found());
+        }
         let version = match negotiated {
             Ok(version) => version,
             Err(refused) => {
@@ -107,11 +109,14 @@ impl Api {
                 } else {
                     error::message(StatusCode::BAD_REQUEST, &refused.message)
                 };
-                return refuse(response);
+                return reply(response);
             }
         };
+        let Some(found) = found else {
+            return reply(Response::empty(StatusCode::OK));
+        };
         if !found.entry.holds(version) {
-            return refuse(outside_window(
+            return reply(outside_window(
                 &found.entry.signature(),
                 found.entry.decl.since,
                 version,
@@ -126,9 +131,9 @@ impl Api {
             },
             Some(Target::Down(why)) => {
                 let text = format!("plugin {} is not in service: {why}", found.entry.owner);
-                refuse(unavailable(&text))
+                reply(unavailable(&text))
             }
-            None => refuse(unavailable("the daemon is still starting")),
+            None => reply(unavailable("the daemon is still starting")),
         }
     }
 
@@ -222,10 +227,10 @@ impl Api {
         let guard = gone.clone().drop_guard();
         let upgrade = parts.headers.get(header::UPGRADE).cloned();
         let mut hijackable = None;
-        let settles = matches!(plan, Plan::Refuse(_) | Plan::Run { shape: Shape::Json, .. });
+        let settles = matches!(plan, Plan::Reply(_) | Plan::Run { shape: Shape::Json, .. });
         let unsettled = settles.then(|| self.unsettled.token());
         let response = match plan {
-            Plan::Refuse(response) => response,
+            Plan::Reply(response) => response,
             Plan::Run { shape: Shape::Hijack | Shape::Upgrade, .. }
                 if connection.switches.is_none() =>
             {
