@@ -54,6 +54,7 @@ pub struct EventBus(Arc<Inner>);
 struct Inner {
     ring: Mutex<VecDeque<Arc<Event>>>,
     live: broadcast::Sender<Arc<Event>>,
+    plugins: broadcast::Sender<Arc<Event>>,
 }
 
 impl Default for EventBus {
@@ -61,6 +62,7 @@ impl Default for EventBus {
         Self(Arc::new(Inner {
             ring: Mutex::new(VecDeque::new()),
             live: broadcast::channel(LIVE).0,
+            plugins: broadcast::channel(LIVE).0,
         }))
     }
 }
@@ -75,13 +77,20 @@ impl EventBus {
         }
         ring.push_back(event.clone());
         // Sent under the lock, so a subscriber sees each event exactly once: in the ring or live.
-        let _ = self.0.live.send(event);
+        let _ = self.0.live.send(event.clone());
+        let _ = self.0.plugins.send(event);
     }
 
     /// The past events that are still known, oldest first, and the receiver of all later ones.
     pub fn subscribe(&self) -> (Vec<Arc<Event>>, broadcast::Receiver<Arc<Event>>) {
         let ring = self.0.ring.lock().unwrap_or_else(PoisonError::into_inner);
         (ring.iter().cloned().collect(), self.0.live.subscribe())
+    }
+
+    /// The receiver of all later events, for a plugin that acts on them: not one of the listeners
+    /// that clients are told about.
+    pub fn watch(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.0.plugins.subscribe()
     }
 
     /// How many subscribers there are now.
@@ -105,5 +114,9 @@ mod tests {
         assert_eq!(past[0].id, "3");
         bus.publish(Event::now("container", "die", "x"));
         assert_eq!(live.try_recv().unwrap().action, "die");
+        let mut watch = bus.watch();
+        assert_eq!(bus.listeners(), 1);
+        bus.publish(Event::now("container", "destroy", "x"));
+        assert_eq!(watch.try_recv().unwrap().action, "destroy");
     }
 }

@@ -475,9 +475,10 @@ impl Task {
         self.publish();
         match remove::remove(&self.engine, &mut self.record, volumes).await {
             Ok(()) => {
-                self.engine.report(&self.record, "destroy", &[]);
                 self.waiting.clear();
+                // Whoever hears of it must find the container gone.
                 self.publish_removed();
+                self.engine.report(&self.record, "destroy", &[]);
                 true
             }
             Err(error) => {

@@ -10,7 +10,7 @@
 //! - [`record`], [`index`], [`store`]: the truth, the view of it, and what may change it when
 //! - [`handlers`]: request → one call → response
 //! - [`load`], [`import`] with [`changes`], [`save`]: archives
-//! - [`list`], [`inspect`]: what is here; [`remove`]: what goes
+//! - [`list`], [`inspect`]: what is here; [`remove`]: what goes; [`upkeep`]: what goes later
 //! - [`sources`]: rows of `/info` and `/system/df`
 //!
 //! # Invariants
@@ -25,7 +25,7 @@
 //!
 //! Registries. Unpacking: the layer store.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use gantry_sdk::kinds::blobs::Blobs;
@@ -54,6 +54,7 @@ pub mod remove;
 pub mod save;
 pub mod sources;
 pub mod store;
+pub mod upkeep;
 
 use sources::Sources;
 use store::{Parts, Store};
@@ -80,9 +81,10 @@ static DESCRIPTOR: Descriptor = Descriptor {
     ..Descriptor::new("image", Phase::Image)
 };
 
-inventory::submit! { Registration::new(&DESCRIPTOR, || Box::new(ImagePlugin)) }
+inventory::submit! { Registration::new(&DESCRIPTOR, || Box::new(ImagePlugin::default())) }
 
-struct ImagePlugin;
+#[derive(Default)]
+struct ImagePlugin(OnceLock<Arc<Store>>);
 
 #[async_trait]
 impl Plugin for ImagePlugin {
@@ -111,7 +113,16 @@ impl Plugin for ImagePlugin {
         cx.route("prune", &store, handlers::prune);
         cx.route("create", &store, handlers::create);
         cx.route("load", &store, handlers::load);
+        let _ = self.0.set(store);
         Ok(Init::Ready)
+    }
+
+    /// Only now the users of images can say that they are.
+    async fn started(&self) -> Result<()> {
+        if let Some(store) = self.0.get() {
+            store.tasks.spawn("image-upkeep", upkeep::upkeep(store.clone()));
+        }
+        Ok(())
     }
 }
 

@@ -186,8 +186,18 @@ impl Store {
     /// Remembers that there is something to remove, and removes it unless content is in use; then
     /// whoever uses it last does.
     pub async fn litter(&self, cx: &Ctx) {
-        self.litter.store(true, Ordering::SeqCst);
+        self.mark_litter();
         self.tidy(cx).await;
+    }
+
+    /// Remembers that there may be something to remove.
+    pub fn mark_litter(&self) {
+        self.litter.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether an image was removed by force while containers used it.
+    pub fn has_retired(&self) -> bool {
+        self.index().stored().any(|entry| entry.record.retired)
     }
 
     /// Removes what nothing refers to, if there may be something and no content is in use.

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_archive::{Entry as Member, Kind, Writer};
 use gantry_content::blobs::FileBlobs;
 use gantry_content::metadata::Database;
-use gantry_sdk::events::EventBus;
+use gantry_sdk::events::{Event, EventBus};
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::images::{ImageUser, ImageUserSource, ImageUsers};
 use gantry_sdk::kinds::layers::{Chain, ContainerLayer, InstanceStatus, LayerProgress, LayerStore};

@@ -168,3 +168,26 @@ async fn nothing_is_swept_while_a_load_holds_content() {
     world.store.tidy(&Ctx::background()).await;
     assert_eq!(world.blobs(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_forced_away_goes_with_the_last_container() {
+    let world = World::new().await;
+    let id = load_simple(&world, "held", &["a:1"]).await;
+    world.use_image(&id, 'c', false);
+    let upkeep = tokio::spawn(crate::upkeep::upkeep(world.store.clone()));
+    world.remove("a:1", "force=1").await.unwrap();
+    assert!(world.blobs() > 0 && world.store.has_retired());
+    // Both may come before the task listens.
+    for _ in 0..100 {
+        world.users.0.lock().unwrap().clear();
+        world.events.publish(Event::now("container", "destroy", "c"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if world.blobs() == 0 {
+            break;
+        }
+    }
+    assert_eq!(world.blobs(), 0);
+    assert!(world.layers.chains.lock().unwrap().is_empty());
+    world.store.tasks.stopping().cancel();
+    upkeep.await.unwrap();
+}

@@ -1,0 +1,49 @@
+//! Removes images that were forced away from containers, once the last of these is gone.
+
+use std::sync::Arc;
+
+use gantry_sdk::Ctx;
+use gantry_sdk::events::Event;
+use gantry_sdk::kinds::images::ImageUsers;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+
+use crate::store::Store;
+
+/// Tidies up now, which also ends what an interrupted daemon has begun, and then after containers
+/// were removed. Ends with the daemon.
+pub async fn upkeep(store: Arc<Store>) {
+    let stopping = store.tasks.stopping().clone();
+    let mut events = store.events.watch();
+    loop {
+        // Nobody who could say what is used means that nobody has been asked.
+        if !store.registry.all::<ImageUsers>().is_empty() {
+            store.tidy(&Ctx::background()).await;
+        }
+        let more = tokio::select! {
+            more = container_removed(&store, &mut events) => more,
+            () = stopping.cancelled() => false,
+        };
+        if !more {
+            return;
+        }
+        store.mark_litter();
+    }
+}
+
+/// Waits until a container is removed while an image waits for that; false when there will be no
+/// more events.
+async fn container_removed(store: &Store, events: &mut Receiver<Arc<Event>>) -> bool {
+    loop {
+        let removed = match events.recv().await {
+            Ok(event) => event.kind == "container" && event.action == "destroy",
+            Err(RecvError::Lagged(_)) => true,
+            Err(RecvError::Closed) => return false,
+        };
+        if removed && store.has_retired() {
+            // Many containers go together, and one look is enough for all of them.
+            while !matches!(events.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {}
+            return true;
+        }
+    }
+}
