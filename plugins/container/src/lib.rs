@@ -92,7 +92,9 @@ struct ContainerPlugin(OnceLock<Arc<Engine>>);
 #[async_trait]
 impl Plugin for ContainerPlugin {
     async fn init(&self, cx: &mut Context) -> Result<Init> {
-        let engine = Arc::new(Engine::new(cx, Settings::parse(&cx.config)?)?);
+        let settings = Settings::parse(&cx.config)?;
+        settings.check_backends(&cx.registry)?;
+        let engine = Arc::new(Engine::new(cx, settings)?);
         recover::recover(&engine).await?;
         let service = Arc::new(Service(engine.clone()));
         cx.provide::<Containers>("local", service.clone())?;
@@ -114,6 +116,9 @@ impl Plugin for ContainerPlugin {
     async fn reload(&self, config: &ConfigView) -> Result<Box<dyn FnOnce() + Send>> {
         let settings = Arc::new(Settings::parse(config)?);
         let engine = self.0.get().cloned();
+        if let Some(engine) = &engine {
+            settings.check_backends(&engine.registry)?;
+        }
         Ok(Box::new(move || {
             if let Some(engine) = engine {
                 *engine.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gantry_sdk::api::Ulimit;
+use gantry_sdk::kinds::logs::Log;
+use gantry_sdk::kinds::runtime::Runtimes;
+use gantry_sdk::registry::{Kind, Registry};
 use gantry_sdk::{ConfigKey, ConfigView, Error, Labels, Result};
 use serde::Deserialize;
 use serde_json::Value;
@@ -112,6 +115,23 @@ impl Settings {
             log_options: raw.log_opts,
         })
     }
+
+    /// Whether what containers use by default is in service.
+    ///
+    /// # Errors
+    ///
+    /// What [`Registry::get`] says, with the key and what there is.
+    pub fn check_backends(&self, registry: &Registry) -> Result<()> {
+        is_there::<Log>(registry, "log-driver", &self.log_driver)?;
+        is_there::<Runtimes>(registry, "default-runtime", &self.defaults.runtime)
+    }
+}
+
+fn is_there<K: Kind>(registry: &Registry, key: &str, instance: &str) -> Result<()> {
+    registry.get::<K>(instance).map(|_| ()).map_err(|error| {
+        let ready: Vec<String> = registry.all::<K>().into_iter().map(|(name, _)| name).collect();
+        error.context(format!("{key} {instance:?} (available: {})", ready.join(", ")))
+    })
 }
 
 fn ulimits(limits: BTreeMap<String, Ulimit>) -> Vec<Ulimit> {
@@ -203,5 +223,11 @@ mod tests {
         ] {
             assert!(parse(bad.clone()).is_err(), "{bad}");
         }
+    }
+    #[test]
+    fn a_default_that_is_not_there_is_an_error() {
+        let settings = parse(serde_json::json!({"log-driver": "syslog"})).unwrap();
+        let error = settings.check_backends(&Registry::default()).unwrap_err().chain();
+        assert!(error.contains("log-driver \"syslog\""), "{error}");
     }
 }
