@@ -16,6 +16,8 @@ use std::time::Instant;
 use gantry_sdk::Registration;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::host::HostAddr;
+use crate::config::typed::KernelConfig;
 use crate::config::{Config, Environment, Flags};
 use crate::http::Limits;
 use crate::lifecycle::daemon::{Daemon, Setup};
@@ -65,6 +67,10 @@ where
     }
     // Files are made with the modes that the code asks for, whatever the service manager set.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // Each container costs the daemon several descriptors.
+    if let Err(error) = gantry_sys::process::raise_open_files() {
+        tracing::warn!(%error, "Cannot raise the limit of open files.");
+    }
     let version = (VERSION, REVISION);
     let (mounts, limits) = (Arc::new(Executor), Limits::default());
     let setup = Setup { flags, environment, config, plan, mounts, limits, version, started, log };
@@ -138,12 +144,23 @@ async fn serve(setup: Setup) -> u8 {
             },
         }
     };
+    if let Some(line) = how_to_connect(&daemon.config().kernel) {
+        say(&line, 0);
+    }
     attend(&daemon, &mut signals).await;
     let hurry = CancellationToken::new();
     tokio::select! {
         late = daemon.shut_down(&hurry) => u8::from(!late.is_empty()),
         code = signals.insist(&hurry) => code,
     }
+}
+
+/// The line to paste into a shell, for the first address; none if the service manager knows it alone.
+fn how_to_connect(config: &KernelConfig) -> Option<String> {
+    let host = config.hosts.iter().find(|host| !matches!(host, HostAddr::Inherited(_)))?;
+    let tls = config.tls.is_some() && matches!(host, HostAddr::Tcp { .. });
+    let verify = if tls { " DOCKER_TLS_VERIFY=1" } else { "" };
+    Some(format!("export DOCKER_HOST={host}{verify}\n"))
 }
 
 /// Does what signals ask until one asks for the end.

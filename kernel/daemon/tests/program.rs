@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing step fails the test")]
 
-use std::io::{Read, Write};
+use std::io::{BufRead as _, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -189,6 +189,28 @@ fn signals_reload_dump_and_end_it() {
     for name in ["sock", "pid"] {
         assert!(!place.path(name).exists(), "{name} is left");
     }
+}
+
+#[test]
+fn the_way_to_connect_is_printed_once_it_works() {
+    let place = Place::new();
+    let host = format!("--host=unix://{}", place.path("sock").display());
+    let mut child = place.command().arg(&host).stdout(Stdio::piped()).spawn().unwrap();
+    let stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    let _daemon = Running { place: &place, child };
+    let line = stdout.lines().next().unwrap().unwrap();
+    assert_eq!(line, format!("export DOCKER_HOST=unix://{}", place.path("sock").display()));
+    assert!(health(&place.path("sock")).is_some());
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised() {
+    let place = Place::new();
+    let daemon = place.start();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.child.id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[3], words[4], "{line}");
 }
 
 #[test]

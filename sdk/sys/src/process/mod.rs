@@ -8,6 +8,7 @@ mod clone;
 mod exec;
 mod fds;
 mod identity;
+mod limits;
 mod signal;
 mod spawn;
 
@@ -24,6 +25,7 @@ pub use identity::{
     Credentials, drop_bounding_except, last_capability, load_seccomp, new_session_keyring,
     set_ambient, set_credentials, set_rlimit,
 };
+pub use limits::raise_open_files;
 pub use signal::{
     Reaped, ignore, reap_any, reset_signals, send_signal, send_signal_to, signal_descriptor,
     signal_descriptor_drain, wait_for,

@@ -1,6 +1,7 @@
 //! Starting another program without copying this one.
 
 use super::CStringArray;
+use super::limits::restore_open_files;
 use rustix::fd::{AsRawFd, BorrowedFd, RawFd};
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -27,7 +28,8 @@ pub struct Spawn<'a> {
 /// (`CLONE_VM | CLONE_VFORK`), so the cost does not grow with the caller. Signals have their default
 /// action and are unblocked in the child. The calling thread waits for the exec.
 ///
-/// The child is the caller's to reap.
+/// After [`super::raise_open_files`] the child's own limit of open descriptors is restored as soon as
+/// it runs. The child is the caller's to reap.
 ///
 /// # Errors
 ///
@@ -55,7 +57,9 @@ pub fn spawn(spec: &Spawn<'_>) -> Result<Pid, Errno> {
             env.as_ptr(),
         )
     })?;
-    Pid::from_raw(pid).ok_or(Errno::IO)
+    let pid = Pid::from_raw(pid).ok_or(Errno::IO)?;
+    restore_open_files(pid);
+    Ok(pid)
 }
 
 fn pointers(strings: &CStringArray) -> Vec<*mut libc::c_char> {
