@@ -16,7 +16,7 @@ use gantry_sdk::kinds::logs::Log;
 use gantry_sdk::kinds::networks::Networks;
 use gantry_sdk::kinds::runtime::Runtimes;
 use gantry_sdk::kinds::volumes::{NewVolume, Volumes};
-use gantry_sdk::{Ctx, Error, Labels, Result};
+use gantry_sdk::{Ctx, Error, ErrorKind, Labels, Result};
 use gantry_sys::path::{Links, Mode, OFlags, open_beneath};
 
 use crate::engine::Engine;
@@ -216,15 +216,19 @@ async fn endpoints(
         _ => host.network_mode.as_str(),
     };
     let networks = engine.registry.only::<Networks>()?;
-    let (id, name) = networks.resolve(cx, mode).await?;
+    let (id, name) = match networks.resolve(cx, mode).await {
+        // That it is missing is said when the container is started, as the reference engine does:
+        // a client that hears "not found" now would go and look for the image.
+        Err(e) if e.kind() == ErrorKind::NotFound => (String::new(), mode.to_owned()),
+        found => found?,
+    };
     if given.len() > 1 {
         return Err(Error::unsupported("more than one network is not supported yet"));
     }
     let mut settings = match given.into_iter().next() {
         Some((key, settings)) => {
-            let (given_id, _) =
-                networks.resolve(cx, if key == "default" { mode } else { &key }).await?;
-            if given_id != id {
+            let key = if key == "default" { mode } else { &key };
+            if key != mode && networks.resolve(cx, key).await?.0 != id {
                 return Err(Error::unsupported(
                     "a second network beside the network mode is not supported yet",
                 ));
