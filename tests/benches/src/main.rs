@@ -57,7 +57,7 @@ fn measure(rounds: usize) -> Result<Vec<Row>> {
 
     let bundle = Bundle::unpack()?;
     for (network, aim) in [("none", 12.0), ("bridge", 16.0)] {
-        rows.push(whole_life(&daemon, &bundle, network, aim, rounds)?);
+        rows.extend(whole_life(&daemon, &bundle, network, aim, rounds)?);
     }
     rows.push(exec(&daemon, &bundle, rounds)?);
     rows.push(memory::shims(&daemon, RUNNING)?);
@@ -82,33 +82,46 @@ fn cold_start(rounds: usize) -> Result<Row> {
     Ok(Row::times("cold start to the first _ping", ours, floor, "gantryd --version", 40.0))
 }
 
-/// Creates, starts, waits for and removes a container that runs `true`.
+/// The requests of a container's whole life, in order.
+const STEPS: [&str; 4] = ["create", "start", "wait", "remove"];
+
+/// Creates, starts, waits for and removes a container that runs `true`; then each step alone.
 fn whole_life(
     daemon: &TestDaemon,
     bundle: &Bundle,
     network: &str,
     aim: f64,
     rounds: usize,
-) -> Result<Row> {
+) -> Result<Vec<Row>> {
     let (mut ours, mut floor) = (Samples::default(), Samples::default());
+    let mut steps: [Samples; STEPS.len()] = Default::default();
     for _ in 0..rounds {
-        ours.push(one_life(daemon, network)?);
+        let took = one_life(daemon, network)?;
+        ours.push(took.iter().sum());
+        for (samples, step) in steps.iter_mut().zip(took) {
+            samples.push(step);
+        }
         floor.push(bundle.run()?);
     }
     let name = format!("create+start+wait+rm of true, {network}");
-    Ok(Row::times(&name, ours, floor, &format!("{} run", bundle.runtime()), aim))
+    let mut rows = vec![Row::times(&name, ours, floor, &format!("{} run", bundle.runtime()), aim)];
+    rows.extend(STEPS.iter().zip(steps).map(|(name, samples)| Row::step(name, samples)));
+    Ok(rows)
 }
 
-fn one_life(daemon: &TestDaemon, network: &str) -> Result<Duration> {
+fn one_life(daemon: &TestDaemon, network: &str) -> Result<[Duration; STEPS.len()]> {
     let start = Instant::now();
     let id = create(daemon, network, &["true"])?;
+    let created = start.elapsed();
     post(daemon, &format!("/containers/{id}/start"), b"", 204)?;
+    let started = start.elapsed();
     let waited = post(daemon, &format!("/containers/{id}/wait"), b"", 200)?;
+    let over = start.elapsed();
     let removed = daemon.http("DELETE", &format!("/containers/{id}"), b"")?;
-    let took = start.elapsed();
+    let gone = start.elapsed();
     ensure!(removed.status == 204, "cannot remove: {}", removed.text());
     ensure!(waited.contains("\"StatusCode\":0"), "true failed: {waited}");
-    Ok(took)
+    Ok([created, started - created, over - started, gone - over])
 }
 
 fn create(daemon: &TestDaemon, network: &str, command: &[&str]) -> Result<String> {

@@ -29,9 +29,8 @@ pub(crate) struct Row {
     median: f64,
     /// The 95th percentile, for times.
     p95: Option<f64>,
-    floor: f64,
-    floor_is: String,
-    aim: f64,
+    /// The floor, what it is, and the aim; a step of something larger has none.
+    beside: Option<(f64, String, f64)>,
 }
 
 impl Row {
@@ -47,9 +46,18 @@ impl Row {
             unit: "ms",
             median: ours.percentile(50),
             p95: Some(ours.percentile(95)),
-            floor: floor.percentile(50),
-            floor_is: floor_is.to_owned(),
-            aim,
+            beside: Some((floor.percentile(50), floor_is.to_owned(), aim)),
+        }
+    }
+
+    /// A part of the row above.
+    pub(crate) fn step(what: &str, ours: Samples) -> Self {
+        Self {
+            what: format!("  of which {what}"),
+            unit: "ms",
+            median: ours.percentile(50),
+            p95: Some(ours.percentile(95)),
+            beside: None,
         }
     }
 
@@ -59,9 +67,7 @@ impl Row {
             unit: "MiB",
             median: ours,
             p95: None,
-            floor,
-            floor_is: floor_is.to_owned(),
-            aim,
+            beside: Some((floor, floor_is.to_owned(), aim)),
         }
     }
 }
@@ -74,14 +80,14 @@ pub(crate) fn render(rows: &[Row]) -> String {
     );
     for row in rows {
         let p95 = row.p95.map(|v| format!("{v:.2}")).unwrap_or_default();
-        let met = if row.median <= row.aim { "met" } else { "missed" };
         let what = format!("{} ({})", row.what, row.unit);
         // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "{what:<40} {:>9.2} {p95:>9} {:>9.2} {:>7}  {met:<7} {}",
-            row.median, row.floor, row.aim, row.floor_is
-        );
+        let _ = write!(text, "{what:<40} {:>9.2} {p95:>9}", row.median);
+        if let Some((floor, floor_is, aim)) = &row.beside {
+            let met = if row.median <= *aim { "met" } else { "missed" };
+            let _ = write!(text, " {floor:>9.2} {aim:>7}  {met:<7} {floor_is}");
+        }
+        text.push('\n');
     }
     text
 }
