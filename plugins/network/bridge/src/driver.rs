@@ -130,18 +130,26 @@ impl NetworkDriver for Bridge {
         endpoint: &EndpointSpec,
         netns: NetNsFd,
     ) -> Result<Joined> {
-        let host_interface = Some(host_link(endpoint)?.to_string());
+        let link = host_link(endpoint)?;
         let reserved = self.reserve(&endpoint.ports).await?;
-        let ports: Vec<_> = reserved.iter().map(|r| r.mapping.clone()).collect();
-        let (for_core, wanted, network) = (ports.clone(), endpoint.clone(), network.clone());
-        let mac = self
-            .blocking(move |core| core.join(&network, &wanted, &for_core, netns.as_fd()))
-            .await?;
-        if let Err(error) = self.start(endpoint, reserved) {
-            let joined = Joined { mac: None, ports, host_interface };
-            let _ = self.withdraw(endpoint, &joined, Duration::ZERO).await;
-            return Err(error);
-        }
+        let core = self.core.clone();
+        let (wanted, network) = (endpoint.clone(), network.clone());
+        let connect = move || {
+            let ports = reserved.iter().map(|r| r.mapping.clone()).collect();
+            let mut made = Made { core, endpoint: wanted, ports, link, reserved, kept: false };
+            match made.core.join(&network, &made.endpoint, &made.ports, netns.as_fd()) {
+                Ok(mac) => Ok((mac, made)),
+                Err(error) => {
+                    made.kept = true; // nothing is left of it
+                    Err(error)
+                }
+            }
+        };
+        let (mac, mut made) = tokio::task::spawn_blocking(connect).await??;
+        let reserved = std::mem::take(&mut made.reserved);
+        self.start(endpoint, reserved)?;
+        made.kept = true;
+        let (ports, host_interface) = (made.ports.clone(), Some(made.link.to_string()));
         Ok(Joined { mac: Some(mac.0), ports, host_interface })
     }
 
@@ -152,7 +160,12 @@ impl NetworkDriver for Bridge {
         endpoint: &EndpointSpec,
         joined: &Joined,
     ) -> Result<()> {
-        self.withdraw(endpoint, joined, LINK_GRACE).await
+        let (for_core, ports) = (endpoint.clone(), joined.ports.clone());
+        // First the redirections: a port that others can bind must lead nowhere.
+        let result = self.blocking(move |core| core.leave(&for_core, &ports)).await;
+        self.stop(&endpoint.id).await;
+        self.sweep(vec![host_link(endpoint)?], LINK_GRACE);
+        result
     }
 
     async fn recover(
@@ -191,18 +204,27 @@ impl NetworkDriver for Bridge {
     }
 }
 
-impl Bridge {
-    async fn withdraw(
-        &self,
-        endpoint: &EndpointSpec,
-        joined: &Joined,
-        grace: Duration,
-    ) -> Result<()> {
-        let (for_core, ports) = (endpoint.clone(), joined.ports.clone());
-        // First the redirections: a port that others can bind must lead nowhere.
-        let result = self.blocking(move |core| core.leave(&for_core, &ports)).await;
-        self.stop(&endpoint.id).await;
-        self.sweep(vec![host_link(endpoint)?], grace);
-        result
+/// A connection that nobody has taken yet. Dropped so, because serving its ports failed or because
+/// the caller has given up waiting, it is undone: redirections before ports, as ever.
+struct Made {
+    core: Arc<Core>,
+    endpoint: EndpointSpec,
+    ports: Vec<PortMapping>,
+    link: IfName,
+    /// Given up last.
+    reserved: Vec<Reservation>,
+    kept: bool,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        let left = self.core.leave(&self.endpoint, &self.ports);
+        if let Err(error) = left.and(self.core.delete_link(&self.link)) {
+            let (container, error) = (&self.endpoint.container, error.chain());
+            tracing::warn!(container, error, "A connection that was not wanted is left over.");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What is left after refusals, departures and restarts; and what things cost.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gantry_sdk::kinds::network::{NetworkDriver, Protocol};
@@ -56,6 +57,39 @@ fn a_failed_join_gives_back_links_and_ports() {
         assert_eq!(links(), before);
         assert_eq!(elements("pub4w"), 0);
         assert!(Container::join(&driver, &one, 2, &ports).await.is_ok());
+    });
+}
+
+#[test]
+fn a_join_that_nobody_waits_for_is_undone() {
+    on_a_host(|| async {
+        let (driver, _tasks) = driver(Config::default());
+        let (cx, one) = (Ctx::background(), network(1, &[]));
+        driver.create(&cx, &one).await.unwrap();
+        let before = links();
+        let ports = [port(Protocol::Tcp, "0.0.0.0", 8080, 80)];
+        for patience in [0, 50, 200, 400, 800, 1200] {
+            let spec = endpoint(vec!["10.1.0.2/24".parse().unwrap()], &ports);
+            let netns = Arc::new(NetNs::new().unwrap().into_fd());
+            let join = driver.join(&cx, &one, &spec, netns);
+            let in_time = tokio::time::timeout(Duration::from_micros(patience), join).await;
+            if let Ok(joined) = in_time {
+                driver.leave(&cx, &one, &spec, &joined.unwrap()).await.unwrap();
+            }
+            let until = Instant::now() + Duration::from_secs(10);
+            while links() != before || elements("pub4w") > 0 {
+                assert!(Instant::now() < until, "something is left: {:?}", links());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            // The port is given back last, an instant after everything else.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        // The port is given back last, an instant after everything else.
+        let until = Instant::now() + Duration::from_secs(5);
+        while let Err(error) = Container::join(&driver, &one, 2, &ports).await {
+            assert!(Instant::now() < until, "{}", error.chain());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     });
 }
 

@@ -98,6 +98,19 @@ pub(super) fn port(protocol: Protocol, ip: &str, host: u16, container: u16) -> P
     }
 }
 
+pub(super) fn endpoint(addresses: Vec<IpNet>, ports: &[PortMapping]) -> EndpointSpec {
+    EndpointSpec {
+        id: gantry_sdk::id::ContainerId::random().to_string(),
+        container: "c".into(),
+        interface: "eth0".into(),
+        addresses,
+        mac: None,
+        ports: ports.to_vec(),
+        gateway: true,
+        options: gantry_sdk::Labels::new(),
+    }
+}
+
 /// A container: a namespace that is connected.
 pub(super) struct Container {
     pub(super) netns: Arc<NetNs>,
@@ -132,16 +145,7 @@ impl Container {
         addresses: Vec<IpNet>,
         ports: &[PortMapping],
     ) -> gantry_sdk::Result<Self> {
-        let spec = EndpointSpec {
-            id: gantry_sdk::id::ContainerId::random().to_string(),
-            container: "c".into(),
-            interface: "eth0".into(),
-            addresses,
-            mac: None,
-            ports: ports.to_vec(),
-            gateway: true,
-            options: gantry_sdk::Labels::new(),
-        };
+        let spec = endpoint(addresses, ports);
         let netns = NetNs::new().unwrap();
         let fd = Arc::new(netns.try_clone().unwrap().into_fd());
         let joined = driver.join(&Ctx::background(), net, &spec, fd).await?;
