@@ -60,10 +60,10 @@ pub fn last_capability() -> u32 {
 /// Source: prctl(2), `PR_CAPBSET_DROP`.
 pub fn drop_bounding_except(mask: u64) -> Result<(), Errno> {
     for cap in (0..=last_capability()).filter(|cap| mask >> cap & 1 == 0) {
+        let number = libc::c_ulong::from(cap);
         // SAFETY: the call takes integers and touches none of our memory.
-        check(
-            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(cap), 0, 0, 0) }.into(),
-        )?;
+        let answer = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
+        check(answer.into())?;
     }
     Ok(())
 }

@@ -49,10 +49,10 @@ pub fn signal_descriptor(signals: &[i32]) -> Result<OwnedFd, Errno> {
         // SAFETY: `set` is an initialised set.
         check(unsafe { libc::sigaddset(&raw mut set, *signal) }.into())?;
     }
+    let old = std::ptr::null_mut();
     // SAFETY: `set` is an initialised set; no old one is asked for.
-    check(
-        unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) }.into(),
-    )?;
+    let answer = unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, old) };
+    check(answer.into())?;
     // SAFETY: `set` is an initialised set; -1 asks for a new descriptor.
     let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
     if fd < 0 {

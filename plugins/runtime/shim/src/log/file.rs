@@ -6,7 +6,7 @@ use gantry_shim_protocol::LogSink;
 use gantry_sys::process::{CloneFlags, Cloned, clone_process, close_from, exit_now};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Entries are written together, up to this many bytes.
@@ -117,19 +117,22 @@ impl JsonFile {
                 }
             }
         }
-        let first = self.numbered(1, "");
-        ignore_missing(std::fs::rename(&self.path, &first))?;
+        ignore_missing(std::fs::rename(&self.path, self.numbered(1, "")))?;
         if self.compress {
-            compress_aside(&first);
+            compress_aside(&self.path, self.max_files);
         }
         self.reopen()
     }
 
     fn numbered(&self, number: u32, extension: &str) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(format!(".{number}{extension}"));
-        PathBuf::from(name)
+        numbered(&self.path, number, extension)
     }
+}
+
+fn numbered(path: &Path, number: u32, extension: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}{extension}"));
+    PathBuf::from(name)
 }
 
 fn ignore_missing(answer: io::Result<()>) -> io::Result<()> {
@@ -139,40 +142,35 @@ fn ignore_missing(answer: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Compresses a rotated file in a process of its own: neither the container waits for it nor does
-/// the shim keep the compressor's memory. The shim reaps it like any child.
-fn compress_aside(path: &Path) {
+/// Compresses the file that was rotated last in a process of its own: neither the container waits
+/// for it nor does the shim keep the compressor's memory. The shim reaps it like any child.
+fn compress_aside(path: &Path, files: u32) {
     // A file that stays uncompressed is still found by readers.
     if let Ok(Cloned::Child) = clone_process(CloneFlags::default(), None) {
         // A client's or the container's descriptor held here would keep its end from being seen.
         let _ = close_from(3, &[]);
-        exit_now(i32::from(compress(path).is_err()));
+        exit_now(i32::from(compress(path, files).is_err()));
     }
 }
 
-/// Writes `path.gz` and removes `path`. The file may move on to the next number meanwhile, so the
-/// new one is put in place only if the old one still is.
-fn compress(path: &Path) -> io::Result<()> {
-    let suffixed = |suffix: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
-    let mut source = File::open(path)?;
-    let temporary = suffixed(".gz.tmp");
+/// Replaces file number 1 by a compressed one, under the number it has by then: output may be quick
+/// enough to rotate it further meanwhile, or away.
+fn compress(path: &Path, files: u32) -> io::Result<()> {
+    let mut source = File::open(numbered(path, 1, ""))?;
+    let identity = source.metadata().map(|meta| (meta.dev(), meta.ino()))?;
+    let temporary = numbered(path, std::process::id(), ".gz.tmp");
     let target =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&temporary)?;
     let mut encoder = flate2::write::GzEncoder::new(target, flate2::Compression::default());
     io::copy(&mut source, &mut encoder)?;
     encoder.finish()?;
-    use std::os::unix::fs::MetadataExt;
-    if std::fs::metadata(path).is_ok_and(|now| {
-        source.metadata().is_ok_and(|then| (now.dev(), now.ino()) == (then.dev(), then.ino()))
-    }) {
-        std::fs::rename(&temporary, suffixed(".gz"))?;
-        return std::fs::remove_file(path);
-    }
-    std::fs::remove_file(&temporary)
+    let is_it = |number: &u32| {
+        std::fs::metadata(numbered(path, *number, ""))
+            .is_ok_and(|meta| (meta.dev(), meta.ino()) == identity)
+    };
+    let Some(number) = (1..files).find(is_it) else { return std::fs::remove_file(&temporary) };
+    std::fs::rename(&temporary, numbered(path, number, ".gz"))?;
+    std::fs::remove_file(numbered(path, number, ""))
 }
 
 #[cfg(test)]
@@ -236,14 +234,14 @@ mod tests {
     fn a_file_is_compressed_and_stays_readable() {
         use std::io::Read;
         let dir = scratch("gzip");
-        let path = dir.join("log.1");
-        std::fs::write(&path, "line\n".repeat(1000)).unwrap();
-        compress(&path).unwrap();
+        let path = dir.join("log");
+        std::fs::write(dir.join("log.1"), "line\n".repeat(1000)).unwrap();
+        compress(&path, 3).unwrap();
         let packed = File::open(dir.join("log.1.gz")).unwrap();
         let mut text = String::new();
         flate2::read::GzDecoder::new(packed).read_to_string(&mut text).unwrap();
         assert_eq!(text.len(), 5000);
-        assert!(!path.exists());
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
         std::fs::remove_dir_all(dir).unwrap();
     }
 

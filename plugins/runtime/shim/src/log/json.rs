@@ -47,36 +47,59 @@ fn write_escaped(out: &mut Vec<u8>, mut bytes: &[u8]) {
     }
 }
 
-fn write_text(out: &mut Vec<u8>, text: &str) {
-    let bytes = text.as_bytes();
-    let mut plain = 0;
-    for (at, byte) in bytes.iter().copied().enumerate() {
-        let separator = byte == 0xE2
-            && bytes.get(at + 1) == Some(&0x80)
-            && matches!(bytes.get(at + 2), Some(0xA8 | 0xA9));
-        let special = byte < 0x20 || matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&');
-        if !special && !separator {
-            continue;
-        }
-        out.extend_from_slice(bytes.get(plain..at).unwrap_or_default());
-        plain = at + 1;
-        match byte {
-            b'"' | b'\\' => out.extend([b'\\', byte]),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'\r' => out.extend_from_slice(b"\\r"),
-            0xE2 => {
-                let last = bytes.get(at + 2).map_or(0, |byte| byte & 0xF);
-                out.extend_from_slice(b"\\u202");
-                out.push(HEX[usize::from(last)]);
-                plain = at + 3;
-            }
-            _ => {
-                out.extend_from_slice(b"\\u00");
-                out.extend([HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 0xF)]]);
-            }
-        }
+/// Bytes that need a look: control characters, what is escaped, and the first byte of the two
+/// separators.
+static SPECIAL: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        table[byte] = true;
+        byte += 1;
     }
-    out.extend_from_slice(bytes.get(plain..).unwrap_or_default());
+    let others = [b'"', b'\\', b'<', b'>', b'&', SEPARATOR];
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
+
+/// First byte of U+2028 and U+2029, and of many harmless characters.
+const SEPARATOR: u8 = 0xE2;
+
+fn write_text(out: &mut Vec<u8>, text: &str) {
+    let mut rest = text.as_bytes();
+    while let Some(at) = rest.iter().position(|byte| SPECIAL[usize::from(*byte)]) {
+        let (plain, special) = rest.split_at(at);
+        out.extend_from_slice(plain);
+        let (escaped, length) = escape(special);
+        match escaped {
+            Some(escaped) => out.extend_from_slice(escaped.as_bytes()),
+            None => out.extend_from_slice(special.get(..length).unwrap_or_default()),
+        }
+        rest = special.get(length..).unwrap_or_default();
+    }
+    out.extend_from_slice(rest);
+}
+
+/// What the first character of `bytes` is written as, if it is not itself, and its length.
+fn escape(bytes: &[u8]) -> (Option<String>, usize) {
+    match bytes {
+        [b'"', ..] => (Some("\\\"".to_owned()), 1),
+        [b'\\', ..] => (Some("\\\\".to_owned()), 1),
+        [b'\n', ..] => (Some("\\n".to_owned()), 1),
+        [b'\r', ..] => (Some("\\r".to_owned()), 1),
+        [SEPARATOR, 0x80, last @ (0xA8 | 0xA9), ..] => {
+            (Some(format!("\\u202{}", char::from(HEX[usize::from(last & 0xF)]))), 3)
+        }
+        [SEPARATOR, ..] => (None, 1),
+        [byte, ..] => {
+            let digits = [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 0xF)]];
+            (Some(format!("\\u00{}", String::from_utf8_lossy(&digits))), 1)
+        }
+        [] => (None, 0),
+    }
 }
 
 #[cfg(test)]

@@ -153,8 +153,18 @@ impl Shim {
         head: ExecHead,
         fds: Vec<OwnedFd>,
     ) -> Result<(), Failure> {
-        if self.phase() != Phase::Running {
-            return Err(fail(Stage::State, Errno::SRCH, "exec in a container that does not run"));
+        match self.phase() {
+            Phase::Running => {}
+            Phase::Paused => {
+                return Err(fail(Stage::State, Errno::BUSY, "exec in a container that is paused"));
+            }
+            _ => {
+                return Err(fail(
+                    Stage::State,
+                    Errno::SRCH,
+                    "exec in a container that does not run",
+                ));
+            }
         }
         if !is_plain_id(&head.id) || self.find_exec(&head.id).is_some() {
             return Err(fail(Stage::Protocol, Errno::INVAL, format!("use exec id {:?}", head.id)));
