@@ -103,10 +103,10 @@ async fn launch_steps(
 pub async fn release(engine: &Engine, record: &Record) {
     let cx = Ctx::background();
     let id = record.id.as_str();
-    if let Ok(networks) = engine.registry.only::<Networks>() {
-        if let Err(error) = networks.close(&cx, id).await {
-            tracing::warn!(container = id, error = %error.chain(), "Cannot close a sandbox.");
-        }
+    if let Ok(networks) = engine.registry.only::<Networks>()
+        && let Err(error) = networks.close(&cx, id).await
+    {
+        tracing::warn!(container = id, error = %error.chain(), "Cannot close a sandbox.");
     }
     if let Ok(volumes) = engine.registry.only::<Volumes>() {
         for name in record.volumes() {

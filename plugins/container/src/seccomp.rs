@@ -13,9 +13,12 @@ use crate::spec::SeccompProfile;
 /// Resolved profiles that are kept; more are made again each time.
 const KEPT: usize = 64;
 
-/// Resolved profiles by text and capabilities.
+/// A profile's text and the bounding set.
+type Key = (String, Vec<String>);
+
+/// Resolved profiles.
 #[derive(Debug, Default)]
-pub struct Profiles(Mutex<HashMap<(String, Vec<String>), Option<LinuxSeccomp>>>);
+pub struct Profiles(Mutex<HashMap<Key, Option<LinuxSeccomp>>>);
 
 impl Profiles {
     /// The rules of `profile` for a bounding set; none if it switches filtering off.

@@ -201,7 +201,8 @@ mod tests {
     #[test]
     fn detach_keys_are_found_across_reads() {
         let keys = DetachKeys::parse("").unwrap().0;
-        let cases: [(&[&[u8]], &[u8], bool); 4] = [
+        type Case<'a> = (&'a [&'a [u8]], &'a [u8], bool);
+        let cases: [Case<'_>; 4] = [
             (&[b"abc"], b"abc", false),
             (&[b"a\x10", b"\x11"], b"a", true),
             (&[b"a\x10", b"b"], b"a\x10b", false),

@@ -278,10 +278,10 @@ impl Task {
         if !removing {
             self.save().await; // before the shim forgets the exit
         }
-        if let Some(process) = process {
-            if let Err(error) = process.delete().await {
-                tracing::warn!(container = %self.record.id, error = %error.chain(), "Cannot clean up after the end of a container.");
-            }
+        if let Some(process) = process
+            && let Err(error) = process.delete().await
+        {
+            tracing::warn!(container = %self.record.id, error = %error.chain(), "Cannot clean up after the end of a container.");
         }
         self.exits += 1;
         self.publish();

@@ -174,7 +174,7 @@ async fn what_was_forced_away_goes_with_the_last_container() {
     let world = World::new().await;
     let id = load_simple(&world, "held", &["a:1"]).await;
     world.use_image(&id, 'c', false);
-    let upkeep = tokio::spawn(crate::upkeep::upkeep(world.store.clone()));
+    let upkeep = world.store.tasks.spawn("upkeep", crate::upkeep::upkeep(world.store.clone()));
     world.remove("a:1", "force=1").await.unwrap();
     assert!(world.blobs() > 0 && world.store.has_retired());
     // Both may come before the task listens.

@@ -30,6 +30,6 @@ pub fn raise_open_files() -> Result<(), Errno> {
 pub(super) fn restore_open_files(child: Pid) {
     if let Some(limits) = INHERITED.get() {
         // A child has the identity of its parent, so only one that has ended is refused.
-        let _ = prlimit(Some(child), Resource::Nofile, limits.clone());
+        let _ = prlimit(Some(child), Resource::Nofile, *limits);
     }
 }
