@@ -51,7 +51,8 @@ const BUILT_IN: [&str; 2] = ["runc", "io.containerd.runc.v2"];
 
 static DESCRIPTOR: Descriptor = Descriptor {
     provides: &[Provide::new("runtime", BUILT_IN[0]), Provide::new("runtime", BUILT_IN[1])],
-    config: &[ConfigKey::fixed("runtimes"), ConfigKey::fixed("default-runtime")],
+    // Which of them is the default is the container store's business.
+    config: &[ConfigKey::fixed("runtimes")],
     check_config,
     ..Descriptor::new("runtime.oci", Phase::Runtime)
 };
@@ -94,7 +95,7 @@ fn configured(view: &ConfigView) -> Result<BTreeMap<String, Config>> {
     }
 }
 
-/// Every mistake in `runtimes` and `default-runtime`.
+/// Every mistake in `runtimes`.
 fn check_config(view: &ConfigView) -> Vec<String> {
     let runtimes = match configured(view) {
         Ok(runtimes) => runtimes,
@@ -108,13 +109,6 @@ fn check_config(view: &ConfigView) -> Vec<String> {
         } else if let Err(error) = External::configured(name, config, std::path::Path::new("/")) {
             mistakes.push(format!("runtimes: {error}"));
         }
-    }
-    let default = view.get("default-runtime").and_then(serde_json::Value::as_str);
-    if let Some(name) = default.filter(|name| !name.is_empty())
-        && !BUILT_IN.contains(&name)
-        && !runtimes.contains_key(name)
-    {
-        mistakes.push(format!("specified default runtime '{name}' does not exist"));
     }
     mistakes
 }

@@ -2,6 +2,7 @@
 //! `gantry-test-<pid>` and are removed.
 
 mod bench;
+mod config;
 mod confine;
 mod external;
 mod fixture;
