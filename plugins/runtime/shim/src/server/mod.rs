@@ -362,9 +362,13 @@ impl Shim {
 
     fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
-        if let Ok(connection) = socket::accept(listener) {
+        match socket::accept(listener) {
             // One too many is hung up on.
-            let _ = self.add_peer(connection);
+            Ok(connection) => drop(self.add_peer(connection)),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            // Out of descriptors, most likely: the connection goes on waiting, and would be reported
+            // again at once.
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
 
