@@ -119,10 +119,11 @@ async fn root_measures_many_at_once() {
     }
     let fixture = std::sync::Arc::new(Fixture::new());
     let begin = Instant::now();
+    let runs = fixture.oci.machine.tasks.clone();
     let mut tasks = Vec::new();
     for round in 0..50 {
         let fixture = fixture.clone();
-        tasks.push(tokio::spawn(async move {
+        tasks.push(runs.spawn("run", async move {
             let id = format!("m{round}");
             let spec = fixture.spec(&id, &["sh", "-c", "echo $0; exit 3", &id]);
             let outcome = fixture.run(&id, &spec).await;
