@@ -203,7 +203,7 @@ fn what_was_left_open_is_filled_in() {
     assert_eq!(case.host.ipc_mode, "private");
     assert_eq!(case.host.cgroupns_mode, "private");
     assert_eq!(case.host.network_mode, "default");
-    assert_eq!(case.host.runtime, "gantry");
+    assert_eq!(case.host.runtime, "runc");
     assert_eq!(case.host.oom_kill_disable, None);
     assert_eq!(case.host.masked_paths.as_ref().map(Vec::len), Some(13));
 
