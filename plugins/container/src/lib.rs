@@ -42,6 +42,7 @@ pub mod frame;
 pub mod handle;
 pub mod handlers;
 pub mod host;
+pub mod journal;
 pub mod launch;
 pub mod names;
 pub mod ports;

@@ -14,6 +14,7 @@ use gantry_sdk::{Ctx, Error, Result};
 
 use crate::engine::Engine;
 use crate::handle::Message;
+use crate::journal;
 use crate::launch;
 use crate::record::Record;
 use crate::restart;
@@ -33,7 +34,10 @@ pub async fn recover(engine: &Arc<Engine>) -> Result<()> {
     let mut records = engine.load().await?;
     records.sort_by_key(|r| r.created);
     let mut found = Vec::with_capacity(records.len());
-    for record in records {
+    for mut record in records {
+        if let Some(life) = journal::read(&engine.run_of(&record.id)) {
+            record.life = life; // newer than the database, or the same
+        }
         let recovered = find_process(engine, &cx, &record).await;
         found.push((record, recovered));
     }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::engine::Engine;
 use crate::handle::{Envelope, Handle, Message, StopGrace, View};
+use crate::journal;
 use crate::launch;
 use crate::record::Record;
 use crate::remove;
@@ -24,6 +25,8 @@ use crate::state::{Action, Command, Fact, Refusal, State};
 const MAILBOX: usize = 64;
 /// After a forced kill, how long the end may take before the stop is reported as failed.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// After the database refused a write, when to try again.
+const SAVE_AGAIN: Duration = Duration::from_secs(5);
 const SIGKILL: i32 = 9;
 
 /// The owner of one container.
@@ -33,8 +36,12 @@ pub(crate) struct Task {
     state: State,
     process: Option<Arc<dyn ContainerProcess>>,
     exit: Option<JoinHandle<Result<Exit>>>,
+    /// Ended, and kept by its shim until the database has the end.
+    ended: Option<Arc<dyn ContainerProcess>>,
     exits: u64,
     stopping: Option<Stopping>,
+    /// When the database must have what it has not yet.
+    save_at: Option<Instant>,
     restart_at: Option<Instant>,
     backoff: Backoff,
     waiting: Vec<Attach>,
@@ -82,8 +89,10 @@ impl Task {
             state,
             process: None,
             exit: None,
+            ended: None,
             exits: 0,
             stopping: None,
+            save_at: None,
             restart_at: None,
             backoff: Backoff::default(),
             waiting: Vec::new(),
@@ -109,7 +118,7 @@ impl Task {
                     None => return,
                 },
                 () = at(timer) => self.on_timer().await,
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.settle().await,
             }
             if self.view.borrow().removed {
                 return;
@@ -119,11 +128,14 @@ impl Task {
 
     fn next_timer(&self) -> Option<Instant> {
         let kill = self.stopping.as_ref().and_then(|s| s.kill_at);
-        [kill, self.restart_at].into_iter().flatten().min()
+        [kill, self.restart_at, self.save_at].into_iter().flatten().min()
     }
 
     async fn on_timer(&mut self) {
         let now = Instant::now();
+        if self.save_at.is_some_and(|at| at <= now) {
+            self.settle().await;
+        }
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
             self.record.life.restarts += 1;
@@ -187,6 +199,9 @@ impl Task {
     async fn start(&mut self) -> Result<()> {
         self.state.decide(Command::Start).map_err(|r| self.refuse(r))?;
         self.restart_at = None;
+        if self.ended.is_some() {
+            self.settle().await; // the run directory is needed again
+        }
         let attach = std::mem::take(&mut self.waiting);
         match launch::launch(&self.engine, &self.record, attach).await {
             Ok((process, sandbox)) => {
@@ -199,11 +214,9 @@ impl Task {
                 self.record.life.sandbox = Some(sandbox);
                 self.adopt(process);
                 self.state = self.state.clone().after(Fact::Started { pid, at });
+                self.note();
                 self.publish();
                 self.engine.report(&self.record, "start", &[]);
-                // The shim's run directory already tells a later daemon that it runs; the record
-                // adds what only policies need.
-                self.save().await;
                 Ok(())
             }
             Err(error) => Err(self.start_failed(error).await),
@@ -275,14 +288,8 @@ impl Task {
         self.state = self.state.clone().after(Fact::Exited { exit, again: delay.is_some() });
         self.restart_at = delay.map(|d| Instant::now() + d);
         let removing = self.record.auto_remove() && delay.is_none();
-        if !removing {
-            self.save().await; // before the shim forgets the exit
-        }
-        if let Some(process) = process
-            && let Err(error) = process.delete().await
-        {
-            tracing::warn!(container = %self.record.id, error = %error.chain(), "Cannot clean up after the end of a container.");
-        }
+        self.ended = process;
+        self.note();
         self.exits += 1;
         self.publish();
         if oom {
@@ -301,6 +308,9 @@ impl Task {
         let (replies, then) = stopping.map_or((Vec::new(), Then::Nothing), |s| (s.replies, s.then));
         if then == Then::Report {
             self.engine.report(&self.record, "stop", &[]);
+        }
+        if !replies.is_empty() && !removing && then == Then::Report {
+            self.settle().await; // a stop is durable when it is answered
         }
         let result = match then {
             Then::Remove { volumes } => self.clean_up(volumes).await,
@@ -473,6 +483,8 @@ impl Task {
     async fn clean_up(&mut self, volumes: bool) -> bool {
         self.state = self.state.clone().after(Fact::RemovalBegan);
         self.publish();
+        self.save_at = None;
+        self.dismiss().await;
         match remove::remove(&self.engine, &mut self.record, volumes).await {
             Ok(()) => {
                 self.waiting.clear();
@@ -517,11 +529,42 @@ impl Task {
         }
     }
 
+    /// Puts the present life where it survives the daemon, and sees that the database follows.
+    fn note(&mut self) {
+        let run_dir = self.engine.run_of(&self.record.id);
+        if let Err(error) = journal::write(&run_dir, &self.record.life) {
+            tracing::warn!(container = %self.record.id, error = %error.chain(), "Cannot note the life of a container.");
+        }
+        self.save_at.get_or_insert_with(|| Instant::now() + journal::SAVE_WITHIN);
+    }
+
+    /// Brings the database up to date, then lets the shim of an ended process go.
+    async fn settle(&mut self) {
+        if self.save_at.take().is_some() && !self.save().await {
+            self.save_at = Some(Instant::now() + SAVE_AGAIN);
+            return;
+        }
+        self.dismiss().await;
+    }
+
+    /// Lets the shim of an ended process go, and with it the run directory.
+    async fn dismiss(&mut self) {
+        if let Some(process) = self.ended.take()
+            && let Err(error) = process.delete().await
+        {
+            tracing::warn!(container = %self.record.id, error = %error.chain(), "Cannot clean up after the end of a container.");
+        }
+    }
+
     /// Writes the record where nothing depends on it: a failure is logged, and the next write says
     /// it all again.
-    async fn save(&self) {
-        if let Err(error) = self.engine.save(&self.record).await {
-            tracing::error!(container = %self.record.id, error = %error.chain(), "Cannot write the record of a container.");
+    async fn save(&self) -> bool {
+        match self.engine.save(&self.record).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(container = %self.record.id, error = %error.chain(), "Cannot write the record of a container.");
+                false
+            }
         }
     }
 
