@@ -115,7 +115,8 @@ kind! {
         /// Up to `limit` layers with keys after `after`, in key order.
         async fn list(&self, cx: &Ctx, after: Option<&str>, limit: u32) -> Result<Vec<Layer>>;
 
-        /// Bytes and inodes that layer `key` adds to its parent: allocated size, each inode once.
+        /// Bytes and inodes that layer `key` adds to its parent: the lengths of files and links, each
+        /// inode once. Directories count as inodes only, so that an empty layer has no bytes.
         async fn usage(&self, cx: &Ctx, key: &str) -> Result<(u64, u64)>;
 
         /// Makes a committed layer durable before it is relied upon.

@@ -360,7 +360,7 @@ impl Layers {
         }
     }
 
-    /// Bytes allocated and inodes of the layer's own directory.
+    /// Bytes of the files and links in the layer's own directory, and its inodes.
     ///
     /// # Errors
     ///
@@ -370,7 +370,7 @@ impl Layers {
         let usage = gantry_sys::path::usage(dir)
             .map_err(|e| Error::internal(format!("cannot measure layer {key}"), e))?;
         // The top directory is there even in a layer that changes nothing.
-        Ok((usage.bytes, usage.inodes.saturating_sub(1)))
+        Ok((usage.apparent_bytes, usage.inodes.saturating_sub(1)))
     }
 
     /// The file system that the instance lies on, as `docker info` names it.

@@ -284,7 +284,8 @@ pub(crate) fn exec_failure(name: &str, errno: Errno) -> Failure {
         Errno::NOENT => format!("exec: {name:?}: stat {name}: no such file or directory"),
         Errno::NOTDIR => format!("exec: {name:?}: stat {name}: not a directory"),
         Errno::ACCESS if std::path::Path::new(name).is_dir() => {
-            format!("exec: {name:?}: is a directory")
+            // Clients tell 126 by the last two words.
+            format!("exec: {name:?}: is a directory: permission denied")
         }
         Errno::ACCESS => format!("exec: {name:?}: permission denied"),
         Errno::NOEXEC => format!("exec {name}: exec format error"),
@@ -341,7 +342,7 @@ mod tests {
             message("/nope", Errno::NOENT),
             "exec: \"/nope\": stat /nope: no such file or directory"
         );
-        assert_eq!(message("/proc", Errno::ACCESS), "exec: \"/proc\": is a directory");
+        assert_eq!(message("/proc", Errno::ACCESS), "exec: \"/proc\": is a directory: permission denied");
         assert_eq!(message("/x", Errno::ACCESS), "exec: \"/x\": permission denied");
         assert_eq!(message("/x", Errno::NOEXEC), "exec /x: exec format error");
     }
