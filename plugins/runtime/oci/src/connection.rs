@@ -239,13 +239,21 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// As big as what waits, for there is a reader per container. Nothing waits after a readiness that
+/// was used up; but a packet may come between this look and the reading, and must fit.
+fn buffer_size(socket: &AsyncFd<OwnedFd>) -> usize {
+    let waiting = rustix::io::ioctl_fionread(socket.get_ref()).unwrap_or(0);
+    match usize::try_from(waiting) {
+        Ok(0) | Err(_) => FRAME_MAX,
+        Ok(waiting) => waiting.min(FRAME_MAX),
+    }
+}
+
 /// Reads until the shim is gone.
 async fn read(socket: Arc<AsyncFd<OwnedFd>>, shared: Arc<Shared>) {
     loop {
         let Ok(mut ready) = socket.readable().await else { break };
-        // As big as what waits: there is one of these per container.
-        let waiting = rustix::io::ioctl_fionread(socket.get_ref()).unwrap_or(0);
-        let mut buffer = vec![0; usize::try_from(waiting).unwrap_or(FRAME_MAX).clamp(1, FRAME_MAX)];
+        let mut buffer = vec![0; buffer_size(&socket)];
         match socket::receive(socket.get_ref(), &mut buffer, 0) {
             Ok(received) if received.bytes > 0 => {
                 let packet = buffer.get(..received.bytes).unwrap_or_default();

@@ -17,9 +17,13 @@ impl Shim {
     /// Takes one message of a daemon.
     pub(super) fn listen_to(&mut self, slot: u16) {
         let Some(Some(peer)) = self.peers.get(usize::from(slot)) else { return };
-        // The buffer is as big as what waits, not as what may come.
+        // The buffer is as big as what waits, not as what may come; if nothing waited a moment ago,
+        // whatever has come since must fit.
         let waiting = rustix::io::ioctl_fionread(&peer.socket).unwrap_or(0);
-        let size = usize::try_from(waiting).unwrap_or(FRAME_MAX).clamp(1, FRAME_MAX);
+        let size = match usize::try_from(waiting) {
+            Ok(0) | Err(_) => FRAME_MAX,
+            Ok(waiting) => waiting.min(FRAME_MAX),
+        };
         let mut buffer = vec![0; size];
         match socket::receive(&peer.socket, &mut buffer, FDS_MAX) {
             Ok(received) if received.bytes > 0 => {

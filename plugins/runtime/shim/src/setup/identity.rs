@@ -342,7 +342,10 @@ mod tests {
             message("/nope", Errno::NOENT),
             "exec: \"/nope\": stat /nope: no such file or directory"
         );
-        assert_eq!(message("/proc", Errno::ACCESS), "exec: \"/proc\": is a directory: permission denied");
+        assert_eq!(
+            message("/proc", Errno::ACCESS),
+            "exec: \"/proc\": is a directory: permission denied"
+        );
         assert_eq!(message("/x", Errno::ACCESS), "exec: \"/x\": permission denied");
         assert_eq!(message("/x", Errno::NOEXEC), "exec /x: exec format error");
     }
