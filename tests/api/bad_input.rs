@@ -51,7 +51,7 @@ fn bodies_that_are_no_json_or_of_the_wrong_type() -> TestResult {
     with_busybox(|daemon| {
         sleeper(daemon, "box", "")?;
         let mut cases: Vec<Case<'_>> = Vec::new();
-        for path in ["/containers/create", "/containers/box/exec", "/volumes/create"] {
+        for path in ["/containers/create", "/containers/box/exec", "/volumes/create", "/auth"] {
             for body in ["{", "[]", "\"x\"", "{\"a\":}", "nul", "{\"Cmd\":\"\u{0}\"", "1"] {
                 cases.push(("POST", path, body, &[400], ""));
             }
@@ -70,6 +70,7 @@ fn bodies_that_are_no_json_or_of_the_wrong_type() -> TestResult {
         cases.push(("POST", "/volumes/create", r#"{"Name":7}"#, &[400], ""));
         cases.push(("POST", "/volumes/create", r#"{"DriverOpts":"x"}"#, &[400], ""));
         cases.push(("POST", "/containers/box/exec", r#"{"Cmd":{"a":"b"}}"#, &[400], ""));
+        cases.push(("POST", "/auth", r#"{"username":7}"#, &[400], ""));
         refuses(daemon, &cases)
     })
 }

@@ -1,14 +1,14 @@
-//! System routes: `/_ping`, `/version`, `/info`, `/system/df`.
+//! System routes: `/_ping`, `/version`, `/info`, `/system/df`, `/auth`.
 //!
 //! # Map
 //!
 //! - [`ping`], [`version`], [`info`], [`usage`]: one route each
+//! - `auth`: `POST /auth`, and what it needs to talk to a registry
 //! - [`host`]: facts about the machine
 //!
 //! # Not here
 //!
-//! What other plugins know: they contribute through the kinds `info` and `disk-usage`. `/auth`, which
-//! comes with the registry client.
+//! What other plugins know: they contribute through the kinds `info` and `disk-usage`.
 
 use std::sync::Arc;
 
@@ -17,9 +17,11 @@ use gantry_sdk::context::{Host, Kernel};
 use gantry_sdk::events::EventBus;
 use gantry_sdk::registry::Registry;
 use gantry_sdk::{
-    Context, Descriptor, Init, Method, Need, Phase, Plugin, Registration, Result, RouteDecl,
+    ConfigKey, Context, Descriptor, Init, Method, Need, Phase, Plugin, Registration, Result,
+    RouteDecl,
 };
 
+mod auth;
 pub mod host;
 pub mod info;
 pub mod ping;
@@ -32,11 +34,15 @@ const ROUTES: &[RouteDecl] = &[
     RouteDecl::new("version", Method::Get, "/version"),
     RouteDecl::new("info", Method::Get, "/info"),
     RouteDecl::new("usage", Method::Get, "/system/df"),
+    RouteDecl::new("auth", Method::Post, "/auth"),
 ];
 
 static DESCRIPTOR: Descriptor = Descriptor {
     needs: &[Need::Optional("info"), Need::Optional("disk-usage")],
     routes: ROUTES,
+    // Read when somebody logs in, so a new value counts from the next login on.
+    config: &[ConfigKey::reloadable(auth::insecure::KEY)],
+    check_config: auth::insecure::check,
     ..Descriptor::new("system", Phase::Api)
 };
 
@@ -66,6 +72,7 @@ impl Plugin for SystemPlugin {
         cx.route("version", &state, version::version);
         cx.route("info", &state, info::info);
         cx.route("usage", &state, usage::usage);
+        cx.route("auth", &state, auth::auth);
         Ok(Init::Ready)
     }
 }
