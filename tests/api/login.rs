@@ -168,7 +168,8 @@ fn certificates_of_an_operator_are_trusted() -> TestResult {
         // `/etc` with more in it, for this sandbox only.
         let etc = docker.display();
         daemon.sandbox().sh(&format!(
-            "mkdir {etc}; mount -t tmpfs tmpfs {etc}; mkdir -p {etc}/work {etc}/upper/docker/certs.d/{server}; \
+            "mkdir {etc}; mount -t tmpfs tmpfs {etc}; mkdir -p {etc}/work; \
+             mkdir -p {etc}/upper/docker/certs.d/{server}; \
              cp {directory}/r.crt {etc}/upper/docker/certs.d/{server}/ca.crt; \
              mount -t overlay overlay -o lowerdir=/etc,upperdir={etc}/upper,workdir={etc}/work /etc"
         ))?;
@@ -297,7 +298,7 @@ fn addresses_that_cannot_be() -> TestResult {
             assert!(message.contains("invalid server address"), "{message}");
             assert!(!message.contains("secret"), "{message}");
         }
-        let refused = daemon_command_fails(daemon, json!({"insecure-registries": ["a/b", "x:0"]}))?;
+        let refused = refused_configuration(daemon, json!({"insecure-registries": ["a/b", "x:0"]}))?;
         for part in ["insecure-registries", "\"a/b\"", "\"x:0\""] {
             assert!(refused.contains(part), "{refused}");
         }
@@ -306,7 +307,7 @@ fn addresses_that_cannot_be() -> TestResult {
 }
 
 /// What the daemon says to a configuration that it must not accept.
-fn daemon_command_fails(daemon: &TestDaemon, config: serde_json::Value) -> Result<String> {
+fn refused_configuration(daemon: &TestDaemon, config: serde_json::Value) -> Result<String> {
     let file = daemon.path("bad.json");
     std::fs::write(&file, config.to_string())?;
     let arguments =

@@ -49,7 +49,8 @@ pub(crate) enum LoginError {
     NoCredentials(Url),
     /// The registry wants something else.
     #[error(
-        "Get \"{url}\": the registry accepts neither basic nor bearer authentication, only {schemes:.200?}"
+        "Get \"{url}\": the registry accepts neither basic nor bearer authentication, \
+         only {schemes:.200?}"
     )]
     Scheme {
         /// The registry.
@@ -68,7 +69,8 @@ pub(crate) enum LoginError {
     },
     /// The registry names a token server less safe than itself.
     #[error(
-        "Get \"{url}\": the token server {realm} does not use TLS and the registry does: it does not get the credentials"
+        "Get \"{url}\": the token server {realm} does not use TLS and the registry does: \
+         it does not get the credentials"
     )]
     Downgrade {
         /// The registry.

@@ -9,8 +9,9 @@
 //!
 //! # Invariants
 //!
-//! 1. Credentials go to the registry they were given for and to the token server it names; no redirect
-//!    takes them elsewhere, and a registry with TLS cannot send them over a connection without.
+//! 1. Credentials go to the registry they were given for and to the token server it names; no
+//!    redirect takes them elsewhere, and a registry with TLS cannot send them over a connection
+//!    without.
 //! 2. A refusal ends the login: the same credentials are not tried again without TLS.
 //! 3. Nothing that is secret is in an error or in the log.
 //!

@@ -52,7 +52,11 @@ pub(crate) enum TlsError {
         why: String,
     },
     /// Half a pair.
-    #[error("{} is missing: {} needs it; certificate authorities go in files named *.crt", .missing.display(), .present.display())]
+    #[error(
+        "{} is missing: {} needs it; certificate authorities go in files named *.crt",
+        .missing.display(),
+        .present.display()
+    )]
     Pair {
         /// The file that is there.
         present: PathBuf,
@@ -63,7 +67,10 @@ pub(crate) enum TlsError {
     #[error("{} holds more than one client certificate", .0.display())]
     Ambiguous(PathBuf),
     /// No certificate authority at all.
-    #[error("no certificate authority is known: install ca-certificates or put a .crt file in {}", .0.display())]
+    #[error(
+        "no certificate authority is known: install ca-certificates or put a .crt file in {}",
+        .0.display()
+    )]
     NoRoots(PathBuf),
     /// What they say together.
     #[error("cannot set up TLS")]
@@ -199,8 +206,9 @@ struct Known {
 }
 
 impl ServerCertVerifier for Known {
-    /// A self-signed certificate is usually marked as an authority's, which the path validation takes
-    /// for a mistake when a server shows it. It has looked at the dates by then; the name is left.
+    /// A self-signed certificate is usually marked as an authority's, which the path validation
+    /// takes for a mistake when a server shows it. It has looked at the dates by then; the name is
+    /// left.
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
