@@ -147,7 +147,7 @@ mod tests {
             (401, &[], "go\u{1b}[2J\naway\r\n", "unauthorized: go [2J away"),
             (401, &[html], "<html>", "unauthorized: 401 Unauthorized"),
             (401, std::slice::from_ref(&json), "{", "unauthorized: 401 Unauthorized"),
-            (401, &[json.clone()], r#"{"errors":7}"#, "unauthorized: 401 Unauthorized"),
+            (401, std::slice::from_ref(&json), r#"{"errors":7}"#, "unauthorized: 401 Unauthorized"),
             (401, &[(WWW_AUTHENTICATE, bearer)], "", "unauthorized: too old"),
             (429, &[], "slow down", "toomanyrequests: slow down"),
             (404, &[], "", "unknown: 404 Not Found"),

@@ -26,7 +26,7 @@ pub(crate) enum LoginError {
         url: Url,
         /// Why.
         #[source]
-        source: ClientError,
+        source: Box<ClientError>,
     },
     /// The registry does not let us in.
     #[error("login attempt to {url} failed with status: {status}")]
@@ -76,7 +76,7 @@ pub(crate) enum LoginError {
         /// The registry.
         url: Url,
         /// The token server.
-        realm: Url,
+        realm: Box<Url>,
     },
     /// The token server's answer makes no sense.
     #[error("Get \"{url}\": {why}")]
@@ -107,7 +107,7 @@ impl LoginError {
     }
 
     /// Whether the registry could not even be talked to, so that another way may be tried.
-    pub(crate) const fn is_connection(&self) -> bool {
+    pub(crate) fn is_connection(&self) -> bool {
         matches!(self, Self::NoAnswer { source, .. } if source.is_connection())
     }
 }
@@ -222,7 +222,7 @@ impl Attempt<'_> {
     }
 
     fn no_answer(&self, source: ClientError) -> LoginError {
-        LoginError::NoAnswer { url: self.url.clone(), source }
+        LoginError::NoAnswer { url: self.url.clone(), source: Box::new(source) }
     }
 
     fn refused_with(&self, status: StatusCode) -> LoginError {
@@ -287,7 +287,7 @@ impl Attempt<'_> {
         let realm = Url::parse(challenge.get("realm"))
             .map_err(|source| LoginError::Realm { url: self.url.clone(), source })?;
         if self.url.tls && !realm.tls {
-            return Err(LoginError::Downgrade { url: self.url.clone(), realm });
+            return Err(LoginError::Downgrade { url: self.url.clone(), realm: Box::new(realm) });
         }
         Ok(realm)
     }

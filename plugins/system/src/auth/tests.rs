@@ -45,6 +45,7 @@ impl Server {
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let remember = seen.clone();
+        #[expect(clippy::disallowed_methods, reason = "ends with the server")]
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let answer = |request: &str| {
