@@ -34,6 +34,7 @@ use gantry_sdk::{
     ConfigView, Context, Descriptor, Init, Need, Phase, Plugin, Provide, Registration, Result,
 };
 
+pub mod apparmor;
 pub mod create;
 pub mod engine;
 pub mod exec;
@@ -93,8 +94,8 @@ struct ContainerPlugin(OnceLock<Arc<Engine>>);
 #[async_trait]
 impl Plugin for ContainerPlugin {
     async fn init(&self, cx: &mut Context) -> Result<Init> {
-        let settings = Settings::parse(&cx.config)?;
-        settings.check_backends(&cx.registry)?;
+        let mut settings = Settings::parse(&cx.config)?;
+        settings.meet_backends(&cx.registry)?;
         let engine = Arc::new(Engine::new(cx, settings)?);
         recover::recover(&engine).await?;
         let service = Arc::new(Service(engine.clone()));
@@ -115,11 +116,12 @@ impl Plugin for ContainerPlugin {
     }
 
     async fn reload(&self, config: &ConfigView) -> Result<Box<dyn FnOnce() + Send>> {
-        let settings = Arc::new(Settings::parse(config)?);
+        let mut settings = Settings::parse(config)?;
         let engine = self.0.get().cloned();
         if let Some(engine) = &engine {
-            settings.check_backends(&engine.registry)?;
+            settings.meet_backends(&engine.registry)?;
         }
+        let settings = Arc::new(settings);
         Ok(Box::new(move || {
             if let Some(engine) = engine {
                 *engine.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;

@@ -116,12 +116,14 @@ impl Settings {
         })
     }
 
-    /// Whether what containers use by default is in service.
+    /// Learns which runtimes there are, and whether what containers use by default is in service.
     ///
     /// # Errors
     ///
     /// What [`Registry::get`] says, with the key and what there is.
-    pub fn check_backends(&self, registry: &Registry) -> Result<()> {
+    pub fn meet_backends(&mut self, registry: &Registry) -> Result<()> {
+        let runtimes = registry.all::<Runtimes>().into_iter().map(|(name, _)| name);
+        self.defaults.runtimes = runtimes.collect();
         is_there::<Log>(registry, "log-driver", &self.log_driver)?;
         is_there::<Runtimes>(registry, "default-runtime", &self.defaults.runtime)
     }
@@ -226,8 +228,8 @@ mod tests {
     }
     #[test]
     fn a_default_that_is_not_there_is_an_error() {
-        let settings = parse(serde_json::json!({"log-driver": "syslog"})).unwrap();
-        let error = settings.check_backends(&Registry::default()).unwrap_err().chain();
+        let mut settings = parse(serde_json::json!({"log-driver": "syslog"})).unwrap();
+        let error = settings.meet_backends(&Registry::default()).unwrap_err().chain();
         assert!(error.contains("log-driver \"syslog\""), "{error}");
     }
 }

@@ -76,6 +76,7 @@ impl Plugin for OciPlugin {
         }
         let root = cx.run_dir("runtime-state")?;
         for (name, config) in configured(&cx.config)? {
+            cx.run_dir(&format!("runtime-state/{name}"))?;
             let external = External::configured(&name, &config, &root)?;
             cx.provide::<Runtimes>(
                 &name,

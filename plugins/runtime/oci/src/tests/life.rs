@@ -58,7 +58,7 @@ async fn root_gets_precise_errors_for_programs_that_cannot_run() {
     for (argv, kind, words) in [
         (&["nope"][..], ErrorKind::NotFound, "exec: \"nope\": executable file not found in $PATH"),
         (&["/nope"], ErrorKind::NotFound, "exec: \"/nope\": stat /nope: no such file or directory"),
-        (&["/etc"], ErrorKind::Forbidden, "exec: \"/etc\": is a directory"),
+        (&["/etc"], ErrorKind::Forbidden, "exec: \"/etc\": is a directory: permission denied"),
         (&["/etc/passwd"], ErrorKind::Forbidden, "exec: \"/etc/passwd\": permission denied"),
     ] {
         let launch = fixture.launch("bad", &fixture.spec("bad", argv), Stdio::default());
