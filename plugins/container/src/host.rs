@@ -80,7 +80,8 @@ pub fn facts() -> Result<HostFacts> {
         // The bridge driver switches it on when it is needed, or fails saying that it cannot.
         ipv4_forwarding: true,
         seccomp: status.contains("\nSeccomp:"),
-        apparmor: text("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
+        apparmor: crate::apparmor::is_on(),
+        apparmor_profile: crate::apparmor::default_profile(),
         recursive_read_only: true,
         capabilities: bounding(&status),
         thermal_paths: thermal_paths(),

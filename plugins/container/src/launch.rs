@@ -17,6 +17,7 @@ use gantry_sys::path::{
     Links, Mode, NewDirectory, OFlags, mkdir_all_beneath, open_beneath, read_bounded,
 };
 
+use crate::apparmor;
 use crate::engine::Engine;
 use crate::ports;
 use crate::record::{MountRecord, MountSource, Record};
@@ -369,10 +370,9 @@ async fn publish(
     let refuse = |e: gantry_sys::Error| {
         Error::invalid(format!("cannot use subpath {subpath:?} of volume {name}")).caused_by(e)
     };
-    let part =
-        open_beneath(&whole, Path::new(subpath), OFlags::PATH, Mode::empty(), Links::Beneath)
-            .map_err(refuse)?;
-    gantry_sys::mount::clone_tree(&part, true).map(MountFd::new).map_err(refuse)
+    let beneath = PathBuf::from(subpath);
+    let work = move || gantry_sys::mount::clone_beneath(&whole, &beneath);
+    tokio::task::spawn_blocking(work).await?.map(MountFd::new).map_err(refuse)
 }
 
 fn ready(mount: &MountRecord) -> ReadyMount {
@@ -436,7 +436,7 @@ fn user_file(root: std::os::fd::BorrowedFd<'_>, path: &str) -> Result<Option<Vec
 ///
 /// # Errors
 ///
-/// Those of [`spec::build`].
+/// Those of [`spec::build`]; `Unavailable` if the default AppArmor profile cannot be loaded.
 pub fn build(
     engine: &Engine,
     record: &Record,
@@ -456,7 +456,7 @@ pub fn build(
     let seccomp = |profile: spec::SeccompProfile<'_>, capabilities: &[String]| {
         engine.seccomp.resolve(profile, capabilities)
     };
-    spec::build(&spec::Input {
+    let built = spec::build(&spec::Input {
         id: record.id.as_str(),
         config: &record.config,
         host: &record.host,
@@ -472,5 +472,8 @@ pub fn build(
         seccomp: &seccomp,
         facts: &engine.facts,
         defaults: &settings.defaults,
-    })
+    })?;
+    let process = built.spec.process().as_ref();
+    apparmor::ensure(process.and_then(|process| process.apparmor_profile().as_deref()))?;
+    Ok(built)
 }

@@ -66,7 +66,8 @@ impl InfoSource for Service {
             .map(|(name, runtime)| (name, json!({ "path": runtime.describe().path })))
             .collect();
         let mut security = Vec::new();
-        if facts.apparmor {
+        // What containers get unless they ask for something else.
+        if facts.apparmor_profile.is_some() {
             security.push("name=apparmor".to_owned());
         }
         if facts.seccomp {

@@ -18,6 +18,7 @@ use crate::engine::Engine;
 use crate::handle::View;
 use crate::ports;
 use crate::record::{MountRecord, MountSource, Record};
+use crate::spec::SecurityOptions;
 use crate::spec::command::command_line;
 use crate::state::State;
 
@@ -161,6 +162,12 @@ pub struct Details {
     pub sizes: Option<(i64, i64)>,
 }
 
+fn apparmor(engine: &Engine, record: &Record) -> Option<String> {
+    let options = record.host.security_opt.as_deref().unwrap_or_default();
+    let options = SecurityOptions::parse(options, false).ok()?; // checked at creation
+    options.apparmor_profile(record.host.privileged, &engine.facts)
+}
+
 /// `GET /containers/{id}/json`.
 pub fn inspect(engine: &Engine, view: &View, details: Details) -> ContainerInspect {
     let record = &view.record;
@@ -187,7 +194,7 @@ pub fn inspect(engine: &Engine, view: &View, details: Details) -> ContainerInspe
         restart_count: i64::from(record.life.restarts),
         driver: record.layer.instance.clone(),
         platform: "linux".into(),
-        app_armor_profile: String::new(),
+        app_armor_profile: apparmor(engine, record).unwrap_or_default(),
         exec_ids: (!execs.is_empty()).then_some(execs),
         host_config: Some(record.host.clone()),
         graph_driver: Some(DriverData {

@@ -6,6 +6,7 @@
 //! them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_sdk::events::Event;
@@ -13,6 +14,7 @@ use gantry_sdk::id::ContainerId;
 use gantry_sdk::kinds::volume::Volume;
 use gantry_sdk::mounts::{MountFd, MountPlan, Step};
 use gantry_sdk::{Ctx, Error, Result};
+use gantry_sys::mount::SharedMount;
 
 use crate::record::Record;
 use crate::store::{Store, no_such_volume};
@@ -25,7 +27,7 @@ const MOUNT_BUDGET: Duration = Duration::from_secs(120);
 pub(crate) struct Published {
     pub(crate) users: BTreeSet<String>,
     /// The mount they share.
-    shared: Option<MountFd>,
+    shared: Option<Arc<SharedMount>>,
 }
 
 /// Mounts the volume for `user`, detached.
@@ -89,22 +91,16 @@ fn failed(name: &str, error: Error) -> Error {
     error.context(format!("cannot mount volume {name}"))
 }
 
-/// The mount for one user, and the one to keep for the others if there is one.
+/// The mount for one user, and what the mounts of the others are copied from if there is such.
 async fn mount(
     store: &Store,
     cx: &Ctx,
     record: &Record,
     plan: &MountPlan,
-) -> Result<(MountFd, Option<MountFd>)> {
+) -> Result<(MountFd, Option<Arc<SharedMount>>)> {
     let shared = store.state().published.get(&record.name).and_then(|p| p.shared.clone());
     if let Some(shared) = shared {
-        match clone(&shared).await {
-            Ok(mount) => return Ok((mount, Some(shared))),
-            Err(error) if in_memory(plan) => return Err(error),
-            // Linux before 6.15 cannot clone a detached mount. A device or a share that is mounted
-            // twice is the same file system.
-            Err(_) => {}
-        }
+        return Ok((copy(&shared).await?, Some(shared)));
     }
     let grants = store.registry.grants::<Volume>(&record.driver);
     let mount = store.mounts.mount(&cx.within(MOUNT_BUDGET), plan, &grants).await?;
@@ -112,21 +108,19 @@ async fn mount(
         return Ok((mount, None));
     }
     // The first user gets a copy too: what is attached in a container cannot be copied any more.
-    match clone(&mount).await {
-        Ok(copy) => Ok((copy, Some(mount))),
-        // Before Linux 6.15 a detached mount cannot be copied: there is one user at a time.
-        Err(_) => Ok((mount, None)),
-    }
+    let keep = move || SharedMount::new(&mount).map(Arc::new).map_err(cannot_share);
+    let shared = tokio::task::spawn_blocking(keep).await??;
+    Ok((copy(&shared).await?, Some(shared)))
 }
 
-async fn clone(mount: &MountFd) -> Result<MountFd> {
-    let mount = mount.clone();
-    tokio::task::spawn_blocking(move || {
-        gantry_sys::mount::clone_tree(&mount, true)
-            .map(MountFd::new)
-            .map_err(|e| Error::unsupported("cannot share the mount of a volume").caused_by(e))
-    })
-    .await?
+async fn copy(shared: &Arc<SharedMount>) -> Result<MountFd> {
+    let shared = shared.clone();
+    let work = move || shared.copy().map(MountFd::new).map_err(cannot_share);
+    tokio::task::spawn_blocking(work).await?
+}
+
+fn cannot_share(error: gantry_sys::Error) -> Error {
+    Error::internal("cannot share the mount of a volume", error)
 }
 
 fn root(plan: &MountPlan) -> Option<&Step> {
@@ -135,15 +129,6 @@ fn root(plan: &MountPlan) -> Option<&Step> {
 
 fn is_shared(plan: &MountPlan) -> bool {
     matches!(root(plan), Some(Step::Host { .. } | Step::Tmpfs { .. } | Step::Fs { .. }))
-}
-
-/// Whether a second mount would be another file system.
-fn in_memory(plan: &MountPlan) -> bool {
-    match root(plan) {
-        Some(Step::Host { fs_type, .. }) => matches!(fs_type.as_str(), "tmpfs" | "ramfs"),
-        Some(Step::Tmpfs { .. }) => true,
-        _ => false,
-    }
 }
 
 /// Clients hear of mounts for containers only, not of the store's own users.

@@ -360,7 +360,7 @@ fn process(
         .set_capabilities(Some(granted))
         .set_rlimits((!rlimits.is_empty()).then_some(rlimits))
         .set_no_new_privileges(Some(security.no_new_privileges))
-        .set_apparmor_profile(apparmor(input, security))
+        .set_apparmor_profile(security.apparmor_profile(input.host.privileged, input.facts))
         .set_oom_score_adj(Some(score))
         .set_selinux_label(None);
     Ok(process)
@@ -385,17 +385,6 @@ fn console_size(config: &ContainerConfig, host: &HostConfig) -> Result<Option<oc
     }
     let size = oci::BoxBuilder::default().height(height).width(width).build();
     size.map(Some).map_err(|error| Error::internal("cannot set the terminal's size", error))
-}
-
-fn apparmor(input: &Input<'_>, security: &SecurityOptions) -> Option<String> {
-    if !input.facts.apparmor {
-        return None; // creating said so
-    }
-    match security.apparmor.as_str() {
-        "" if input.host.privileged => Some("unconfined".into()),
-        "" => input.defaults.apparmor_profile.clone(),
-        profile => Some(profile.into()),
-    }
 }
 
 /// The mounts of a specification while they are put together.

@@ -90,6 +90,8 @@ pub struct HostFacts {
     pub seccomp: bool,
     /// Whether AppArmor is on.
     pub apparmor: bool,
+    /// The AppArmor profile of containers that name none; `None` if there is none.
+    pub apparmor_profile: Option<String>,
     /// Whether kernel and runtime can make a mount read-only together with all mounts below it.
     pub recursive_read_only: bool,
     /// The capabilities the daemon can hand on.
@@ -135,8 +137,6 @@ pub struct Defaults {
     pub runtimes: BTreeSet<String>,
     /// `seccomp-profile`: `builtin`, `unconfined`, or a profile's text.
     pub seccomp_profile: String,
-    /// The AppArmor profile of containers that name none; `None` if the daemon has loaded none.
-    pub apparmor_profile: Option<String>,
 }
 
 impl Default for Defaults {
@@ -153,7 +153,6 @@ impl Default for Defaults {
             runtime: "runc".into(),
             runtimes: BTreeSet::from(["runc".into()]),
             seccomp_profile: "builtin".into(),
-            apparmor_profile: None,
         }
     }
 }

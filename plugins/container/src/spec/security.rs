@@ -2,6 +2,8 @@
 
 use gantry_sdk::{Error, Result};
 
+use super::HostFacts;
+
 /// What the security options of a container say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SecurityOptions {
@@ -31,6 +33,17 @@ impl SecurityOptions {
             result.read(option)?;
         }
         Ok(result)
+    }
+
+    /// The AppArmor profile of a container with these options; `None` where AppArmor is off, which was
+    /// said at creation, or where there is no default.
+    pub fn apparmor_profile(&self, privileged: bool, facts: &HostFacts) -> Option<String> {
+        match self.apparmor.as_str() {
+            _ if !facts.apparmor => None,
+            "" if privileged => Some("unconfined".into()),
+            "" => facts.apparmor_profile.clone(),
+            profile => Some(profile.into()),
+        }
     }
 
     fn read(&mut self, option: &str) -> Result<()> {

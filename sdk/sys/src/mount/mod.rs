@@ -9,6 +9,7 @@
 //! | `tree` | mounts as descriptors: clone, attributes, attach, detach |
 //! | `overlay` | overlayfs from descriptors, with the way around for kernels before 6.8 |
 //! | `info` | `/proc/self/mountinfo` |
+//! | `shared` | copies of mounts that are attached nowhere, with the way around for kernels before 6.15 |
 //! | `loopdev` | files as block devices |
 //! | `subvolume` | Btrfs subvolumes |
 //!
@@ -18,6 +19,7 @@ mod context;
 mod info;
 mod loopdev;
 mod overlay;
+mod shared;
 mod subvolume;
 mod tree;
 
@@ -26,6 +28,7 @@ pub use info::{MountInfo, mount_of, parse_mountinfo, read_mountinfo, read_mounti
 pub use loopdev::LoopDevice;
 pub use overlay::{Overlay, supports_lowerdir_plus};
 pub use rustix::mount::MountAttrFlags;
+pub use shared::{SharedMount, clone_beneath};
 pub use subvolume::{create_subvolume, snapshot_subvolume};
 pub use tree::{
     MountAttr, Propagation, attach, attach_onto, clone_from_namespace, clone_tree, clone_tree_at,

@@ -209,7 +209,7 @@ fn security_options_reach_the_specification() {
     case.facts.apparmor = true;
     assert_eq!(case.json()["process"]["apparmorProfile"], "mine");
     case.host.security_opt = None;
-    case.defaults.apparmor_profile = Some("docker-default".into());
+    case.facts.apparmor_profile = Some("docker-default".into());
     assert_eq!(case.json()["process"]["apparmorProfile"], "docker-default");
     case.host.privileged = true;
     assert_eq!(case.json()["process"]["apparmorProfile"], "unconfined");

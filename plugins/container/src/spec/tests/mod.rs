@@ -32,6 +32,7 @@ fn facts(unified: bool) -> HostFacts {
         ipv4_forwarding: true,
         seccomp: true,
         apparmor: false,
+        apparmor_profile: None,
         recursive_read_only: true,
         capabilities: [&DEFAULT_CAPABILITIES[..], &[Capability::SysAdmin]].concat(),
         thermal_paths: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".into()],
