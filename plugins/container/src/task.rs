@@ -29,13 +29,16 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 const SAVE_AGAIN: Duration = Duration::from_secs(5);
 const SIGKILL: i32 = 9;
 
+/// Waits for an exit, or for the end of the daemon.
+type Waiting = JoinHandle<Option<Result<Exit>>>;
+
 /// The owner of one container.
 pub(crate) struct Task {
     engine: Arc<Engine>,
     record: Record,
     state: State,
     process: Option<Arc<dyn ContainerProcess>>,
-    exit: Option<JoinHandle<Result<Exit>>>,
+    exit: Option<Waiting>,
     /// Ended, and kept by its shim until the database has the end.
     ended: Option<Arc<dyn ContainerProcess>>,
     exits: u64,
@@ -256,8 +259,11 @@ impl Task {
     /// Makes a live process ours.
     fn adopt(&mut self, process: Arc<dyn ContainerProcess>) {
         let waited = process.clone();
+        let stop = self.engine.tasks.stopping().clone();
         self.exit =
-            Some(self.engine.tasks.spawn("container-exit", async move { waited.wait().await }));
+            Some(self.engine.tasks.spawn("container-exit", async move {
+                stop.run_until_cancelled(waited.wait()).await
+            }));
         self.process = Some(process);
     }
 
@@ -587,12 +593,16 @@ impl Task {
     }
 }
 
-/// Completes with the exit of the process that is being waited for; never if there is none.
-async fn ended(exit: &mut Option<JoinHandle<Result<Exit>>>) -> Result<Exit> {
-    match exit {
-        Some(handle) => handle.await?,
-        None => std::future::pending().await,
+/// Completes with the exit of the process that is being waited for; never if there is none, or the
+/// daemon ends before it.
+async fn ended(exit: &mut Option<Waiting>) -> Result<Exit> {
+    if let Some(handle) = exit
+        && let Some(answer) = handle.await.transpose()
+    {
+        return answer?;
     }
+    *exit = None; // a handle must not be asked twice
+    std::future::pending().await
 }
 
 async fn at(timer: Option<Instant>) {

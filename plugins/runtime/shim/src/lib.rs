@@ -35,7 +35,10 @@ use std::ffi::OsString;
 /// Returns the exit code.
 pub fn main(mut args: impl Iterator<Item = OsString>) -> i32 {
     let name = args.next().unwrap_or_default();
-    if name.to_string_lossy().ends_with("docker-init") {
+    let is_init = name.to_string_lossy().ends_with("docker-init");
+    // Started from memory, it would be listed under the number of a descriptor.
+    let _ = rustix::thread::set_name(if is_init { c"docker-init" } else { c"gantry-shim" });
+    if is_init {
         return init::run(args.skip_while(|word| word == "--").collect());
     }
     match serve() {
