@@ -1,13 +1,15 @@
 //! The process of an exec: the container's own, changed as the client wishes.
 
+use std::path::Path;
+
 use gantry_sdk::api::container::ExecCreateRequest;
 use gantry_sdk::{Error, Result};
 use oci_spec::runtime as oci;
 
 use crate::engine::Engine;
-use crate::launch::{self, JoinedPaths};
+use crate::launch;
 use crate::record::Record;
-use crate::spec::{capability, command};
+use crate::spec;
 
 /// Builds the process and the seccomp rules it runs under. Blocking; `pid` is the container's first
 /// process, whose root has the files with users and groups.
@@ -30,43 +32,24 @@ pub(crate) fn build(
     let groups = if wanted.user.is_empty() { groups } else { &[] };
     let user = launch::resolve_user(user, groups, &root)?;
 
-    let mut as_container = record.clone();
-    as_container.mounts.clear(); // sources were checked when it started, and may be gone
-    let mut joined = JoinedPaths::default();
-    joined.pretend(&record.host)?;
-    let built = launch::build(engine, &as_container, &user, &joined, &[])?;
-    let mut process = built.spec.process().clone().unwrap_or_default();
-    let seccomp = built.spec.linux().as_ref().and_then(|l| l.seccomp().clone());
-
-    process.set_terminal(Some(wanted.tty));
-    process.set_console_size(None);
-    process.set_args(wanted.cmd.clone());
-    process.set_env(Some(environment(record, wanted)));
-    if !wanted.working_dir.is_empty() {
-        process.set_cwd(wanted.working_dir.clone().into());
-    }
-    if wanted.privileged {
-        let all: oci::Capabilities =
-            capability::resolve(&[], &[], true, &engine.facts.capabilities)?.into_iter().collect();
-        let mut granted = oci::LinuxCapabilities::default();
-        granted
-            .set_bounding(Some(all.clone()))
-            .set_effective(Some(all.clone()))
-            .set_permitted(Some(all))
-            .set_inheritable(None)
-            .set_ambient(None);
-        process.set_capabilities(Some(granted));
-    }
-    // A privileged exec in a filtered container still has the container's filter dropped, as in the
-    // reference engine.
-    Ok((process, seccomp.filter(|_| !wanted.privileged)))
-}
-
-fn environment(record: &Record, wanted: &ExecCreateRequest) -> Vec<String> {
-    let mut config = record.config.clone();
-    config.tty = wanted.tty;
-    command::override_environment(
-        command::environment(&config),
-        wanted.env.as_deref().unwrap_or_default(),
-    )
+    let settings = engine.settings();
+    let seccomp = |profile: spec::SeccompProfile<'_>, capabilities: &[String]| {
+        engine.seccomp.resolve(profile, capabilities)
+    };
+    let container = spec::Input {
+        id: record.id.as_str(),
+        config: &record.config,
+        host: &record.host,
+        user: &user,
+        rootfs: Path::new("/"),
+        mounts: &[],
+        joined: spec::Joined::default(),
+        view: &spec::SystemView,
+        seccomp: &seccomp,
+        facts: &engine.facts,
+        defaults: &settings.defaults,
+    };
+    // The size travels beside the process: it is the client's, and may change before it starts.
+    let process = spec::exec_process(&container, wanted, &user, None)?;
+    Ok((process, spec::seccomp_of(&container)?))
 }

@@ -156,28 +156,6 @@ pub struct JoinedPaths {
     shm: Option<MountFd>,
 }
 
-impl JoinedPaths {
-    /// Fills in something for every namespace that is shared: for a specification of which only the
-    /// process is used.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidArgument` for a bad mode.
-    pub fn pretend(&mut self, host: &gantry_sdk::api::HostConfig) -> Result<()> {
-        let none = || Some(PathBuf::from("/proc/self/ns/none"));
-        if let NetworkMode::Container(_) = NetworkMode::parse(&host.network_mode) {
-            self.network = none();
-        }
-        if let IpcMode::Container(_) = IpcMode::parse(&host.ipc_mode)? {
-            self.ipc = none();
-        }
-        if let PidMode::Container(_) = PidMode::parse(&host.pid_mode)? {
-            self.pid = none();
-        }
-        Ok(())
-    }
-}
-
 /// Finds the containers whose namespaces are shared.
 ///
 /// # Errors

@@ -19,6 +19,7 @@ use crate::exec::{Exec, ExecState};
 use crate::exec_process;
 use crate::frame;
 use crate::record::Record;
+use crate::spec;
 use crate::stream::{self, DetachKeys};
 
 /// How long the end of a stream waits for the record of the exec's end. It normally comes first; a
@@ -32,9 +33,7 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 pub async fn create(engine: Arc<Engine>, mut request: Request) -> Result<Response> {
     let mut body: ExecCreateRequest = request.json().await?;
     request::exec_create(request.version, &mut body);
-    if body.cmd.as_ref().is_none_or(Vec::is_empty) {
-        return Err(Error::invalid("No exec command specified"));
-    }
+    spec::check_exec(&body)?;
     DetachKeys::parse(&body.detach_keys)?;
     let view = engine.find(request.param("name"))?.view();
     view.running()?;

@@ -305,7 +305,7 @@ fn cgroup_path(input: &Input<'_>) -> Result<PathBuf> {
     })
 }
 
-fn seccomp(
+pub(super) fn seccomp(
     input: &Input<'_>,
     security: &SecurityOptions,
     capabilities: &[oci::Capability],

@@ -4,7 +4,7 @@ use gantry_sdk::api::ExecCreateRequest;
 use gantry_sdk::{Error, Result};
 use oci_spec::runtime as oci;
 
-use super::{Input, User, build, capability, command};
+use super::{Input, SecurityOptions, User, build, capability, command};
 
 /// The process of an exec, in the container that `container` describes: the same confinement, with
 /// its own command, user, directory and variables. Its console has the size `size` (height, width;
@@ -50,6 +50,26 @@ pub fn exec_process(
     let mut process = build::process_of(&input, capabilities)?;
     process.set_env(Some(env));
     Ok(process)
+}
+
+/// The seccomp rules of the container that `container` describes, which hold for its execs too.
+///
+/// # Errors
+///
+/// Those of resolving the profile.
+pub fn seccomp_of(container: &Input<'_>) -> Result<Option<oci::LinuxSeccomp>> {
+    let host = container.host;
+    let security = SecurityOptions::parse(
+        host.security_opt.as_deref().unwrap_or_default(),
+        container.defaults.no_new_privileges,
+    )?;
+    let capabilities = capability::resolve(
+        host.cap_add.as_deref().unwrap_or_default(),
+        host.cap_drop.as_deref().unwrap_or_default(),
+        host.privileged,
+        &container.facts.capabilities,
+    )?;
+    build::seccomp(container, &security, &capabilities)
 }
 
 /// Whether an exec request makes sense.

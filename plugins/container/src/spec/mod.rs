@@ -50,7 +50,7 @@ mod tests;
 pub use adapt::{adapt, wants_init};
 pub use build::{Built, Input, Joined, MountSource, ReadyMount, build};
 pub use check::{Checks, check_create};
-pub use exec::{check_exec, exec_process};
+pub use exec::{check_exec, exec_process, seccomp_of};
 pub use facts::{CgroupDriver, Controllers, Defaults, HostFacts};
 pub use mounts::{MountKind, WantedMount};
 pub use security::{SeccompProfile, SecurityOptions};
