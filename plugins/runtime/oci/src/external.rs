@@ -80,7 +80,10 @@ impl External {
         sources: &Sources,
         layout: &Layout,
     ) -> Result<Prepared> {
-        let bundle = launch.run_dir.join("bundle");
+        // Runtimes refuse a root whose path has a link in it, as `/var/run` is one.
+        let run_dir = std::fs::canonicalize(&launch.run_dir)
+            .map_err(|error| Error::io("resolve", launch.run_dir.display(), error))?;
+        let bundle = run_dir.join("bundle");
         let text = |path: &Path| {
             path.to_str().map(str::to_owned).ok_or_else(|| Error::invalid("a path is not text"))
         };
@@ -115,7 +118,7 @@ impl External {
             args: self.args.clone(),
             root: text(&self.root)?,
             bundle: text(&bundle)?,
-            run_dir: text(&launch.run_dir)?,
+            run_dir: text(&run_dir)?,
             mounts,
             unmount,
         };
