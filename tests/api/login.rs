@@ -298,7 +298,8 @@ fn addresses_that_cannot_be() -> TestResult {
             assert!(message.contains("invalid server address"), "{message}");
             assert!(!message.contains("secret"), "{message}");
         }
-        let refused = refused_configuration(daemon, json!({"insecure-registries": ["a/b", "x:0"]}))?;
+        let refused =
+            refused_configuration(daemon, json!({"insecure-registries": ["a/b", "x:0"]}))?;
         for part in ["insecure-registries", "\"a/b\"", "\"x:0\""] {
             assert!(refused.contains(part), "{refused}");
         }
