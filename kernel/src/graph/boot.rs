@@ -21,10 +21,11 @@ use super::state::{Outcome, Plugins};
 use crate::config::Config;
 use crate::router::{Router, Target};
 
-/// How long one plugin may take, unless configured.
-pub const INIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one plugin may take, unless configured: enough for a slow machine that is still booting
+/// and loads kernel modules meanwhile.
+pub const INIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long all of them together may take, unless one is configured to take longer.
-pub const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a plugin that was given up may take to notice.
 const GIVE_UP: Duration = Duration::from_millis(100);
 

@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use gantry_sdk::{Error, Result};
@@ -25,6 +26,7 @@ const PROGRAMS: [&str; 2] = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser
 
 /// How long the program may take; it normally needs a tenth of a second.
 const PATIENCE: Duration = Duration::from_secs(30);
+static LOADING: Mutex<()> = Mutex::new(());
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// What of its complaint is kept, in bytes.
 const COMPLAINT: u64 = 4096;
@@ -100,6 +102,8 @@ pub fn ensure(profile: Option<&str>) -> Result<()> {
         let why = format!("cannot load AppArmor profile {DEFAULT_PROFILE}");
         Error::unavailable(why).caused_by(error)
     };
+    // Containers that start side by side need it loaded once.
+    let _turn = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
     if is_loaded().map_err(failed)? {
         return Ok(());
     }

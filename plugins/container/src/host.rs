@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use gantry_sdk::{Error, Result};
 use gantry_sys::cgroup::Layout;
@@ -92,6 +93,18 @@ pub fn facts() -> Result<HostFacts> {
 /// Whether the host forwards IPv4 packets now.
 pub fn forwards_ipv4() -> bool {
     text("/proc/sys/net/ipv4/ip_forward").trim() == "1"
+}
+
+/// Whether systemd is taking the machine down. Blocking; false without systemd.
+///
+/// Source: sd_booted(3), systemctl(1).
+pub fn is_shutting_down() -> bool {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return false;
+    }
+    let mut ask = Command::new("systemctl");
+    ask.arg("is-system-running").stdin(Stdio::null()).stderr(Stdio::null());
+    ask.output().is_ok_and(|answer| answer.stdout.trim_ascii() == b"stopping")
 }
 
 fn controllers(layout: &Layout) -> Controllers {

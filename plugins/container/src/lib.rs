@@ -130,9 +130,10 @@ impl Plugin for ContainerPlugin {
     }
 
     async fn stop(&self) -> Result<()> {
-        match self.0.get() {
-            Some(engine) if !engine.settings().live_restore => recover::stop_all(engine).await,
-            _ => {} // containers go on: their shims do not notice
+        let Some(engine) = self.0.get() else { return Ok(()) };
+        // Otherwise containers go on: their shims do not notice.
+        if !engine.settings().live_restore || recover::machine_goes_down().await {
+            recover::stop_all(engine).await;
         }
         Ok(())
     }

@@ -23,6 +23,8 @@ use crate::task::Task;
 
 /// Containers that are started at the same time when the daemon starts.
 const STARTS_AT_ONCE: usize = 16;
+/// How long the service manager may take to say whether the machine is being shut down.
+const SYSTEM_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Finds all containers again and makes them visible.
 ///
@@ -232,6 +234,18 @@ pub fn auto_start(engine: &Arc<Engine>) {
             }
         });
     }
+}
+
+/// Whether the machine is being shut down, and not the daemon alone. Then containers end in any case:
+/// better as they want to, with their networks, than by the signals that go to every process last.
+pub async fn machine_goes_down() -> bool {
+    let asked = tokio::task::spawn_blocking(crate::host::is_shutting_down);
+    let answer = tokio::time::timeout(SYSTEM_PATIENCE, asked).await;
+    let going = matches!(answer, Ok(Ok(true)));
+    if going {
+        tracing::info!("The machine is shutting down: stopping all containers.");
+    }
+    going
 }
 
 /// Stops every container, side by side; the kernel bounds the whole.

@@ -29,7 +29,11 @@ async fn root_lives_with_an_external_runtime() {
         let id = unique("ext", program);
         let script = "read x; echo got $x; sleep 60";
         let stdio = Stdio { stdin: true, ..Stdio::default() };
-        let launch = fixture.launch(&id, &fixture.spec(&id, &["sh", "-c", script]), stdio);
+        let mut launch = fixture.launch(&id, &fixture.spec(&id, &["sh", "-c", script]), stdio);
+        // As `/var/run` is one.
+        let link = launch.run_dir.with_extension("link");
+        std::os::unix::fs::symlink(&launch.run_dir, &link).unwrap();
+        launch.run_dir = link;
         let run_dir = launch.run_dir.clone();
         let (container, mut stream) = fixture.start(launch).await.unwrap();
         stream.write_all(b"this\n").unwrap();
