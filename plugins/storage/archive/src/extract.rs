@@ -166,6 +166,7 @@ impl<'a, R: BufRead> Extractor<'a, R> {
                 Marker::Ignored => return Ok(()),
                 Marker::Opaque => {
                     let dir = self.parent(parent, path, entry)?;
+                    self.tree.forget_links();
                     return self.hide_all(&dir, path);
                 }
                 Marker::Whiteout(hidden) => Some(hidden),
@@ -177,11 +178,13 @@ impl<'a, R: BufRead> Extractor<'a, R> {
             };
             if let Some(hidden) = hidden {
                 let dir = self.parent(parent, path, entry)?;
+                self.tree.changing(&dir, hidden);
                 return self.hide(&dir, hidden, path);
             }
         }
         let dir = self.parent(parent, path, entry)?;
         self.note(join(&dir.real, last));
+        self.tree.changing(&dir, last);
         match entry.kind {
             Kind::Directory => self.directory(&dir, last, path, entry),
             Kind::File => self.file(&dir, last, path, entry),

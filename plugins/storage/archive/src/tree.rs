@@ -43,7 +43,10 @@ pub(crate) struct Tree<'a> {
     is_foreign: bool,
     /// Whether a character device 0:0 here is a deletion.
     has_whiteouts: bool,
+    /// By the name that was asked for, which may lead over links.
     cache: HashMap<Vec<u8>, Rc<Dir>>,
+    /// Whether a name in the cache does.
+    has_links: bool,
     /// Modification times that directories get when all is in place, by real name.
     pub(crate) times: BTreeMap<Vec<u8>, Time>,
     /// Default ACLs that directories get then.
@@ -84,6 +87,7 @@ impl<'a> Tree<'a> {
             is_foreign: !has_whiteouts,
             has_whiteouts,
             cache: HashMap::new(),
+            has_links: false,
             times: BTreeMap::new(),
             acls: BTreeMap::new(),
         }
@@ -102,7 +106,9 @@ impl<'a> Tree<'a> {
         };
         if self.cache.len() >= OPEN_DIRS {
             self.cache.clear();
+            self.has_links = false;
         }
+        self.has_links |= dir.real != path;
         self.cache.insert(path.to_vec(), dir.clone());
         Ok(dir)
     }
@@ -115,9 +121,30 @@ impl<'a> Tree<'a> {
     /// Forgets the directory `real`, which is gone, and what was in it.
     pub(crate) fn forget(&mut self, real: &[u8]) {
         self.cache.clear();
+        self.has_links = false;
         let inside = join(real, b"");
         self.times.retain(|path, _| path != real && !path.starts_with(&inside));
         self.acls.retain(|path, _| path != real && !path.starts_with(&inside));
+    }
+
+    /// `last` in `dir` is about to become something else. If it is a link, here or below, no name
+    /// leads over it any more.
+    pub(crate) fn changing(&mut self, dir: &Dir, last: &[u8]) {
+        let is_link_in = |fd: &OwnedFd| {
+            statat(fd, last, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_link(&stat))
+        };
+        if self.has_links
+            && (is_link_in(&dir.fd)
+                || self.dir_below(&dir.real).is_some_and(|below| is_link_in(&below)))
+        {
+            self.forget_links();
+        }
+    }
+
+    /// Forgets every name that leads over a link.
+    pub(crate) fn forget_links(&mut self) {
+        self.cache.retain(|path, dir| dir.real == *path);
+        self.has_links = false;
     }
 
     /// Sets the directories' default ACLs, which would have changed what was put into them, and
@@ -129,7 +156,7 @@ impl<'a> Tree<'a> {
             }
         }
         for (path, time) in std::mem::take(&mut self.times) {
-            let dir = match self.cache.get(&path) {
+            let dir = match self.cache.get(&path).filter(|dir| dir.real == path) {
                 Some(dir) => dir.fd.try_clone().map_err(|_| Errno::MFILE),
                 None => self.open_plain(&path),
             };

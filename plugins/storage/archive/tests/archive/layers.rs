@@ -261,6 +261,37 @@ proptest! {
     }
 }
 
+/// What [`root_any_layers_mean_the_same_in_both_styles`] found once.
+#[test]
+fn root_a_link_that_was_used_can_be_replaced() {
+    if !is_root() {
+        return;
+    }
+    let link = Tar::default().dir("./").symlink("c", "a").end();
+    let through_it = [
+        ("by a directory", Tar::default().dir("c/a").dir("c").end(), "a/a", "c"),
+        ("by its content", Tar::default().dir("c/a").dir("c").file("c/b", "").end(), "a/a", "c/b"),
+        (
+            "after a whiteout",
+            Tar::default().dir("c/a").file(".wh.c", "").dir("c/x").end(),
+            "a/a",
+            "c/x",
+        ),
+    ];
+    for (what, layer, first, second) in through_it {
+        let mut both = Both::new();
+        for layer in [&link, &layer] {
+            let (overlay, remove) = both.push(layer);
+            overlay.unwrap_or_else(|e| panic!("{what}: {e:?}"));
+            remove.unwrap_or_else(|e| panic!("{what}: {e:?}"));
+        }
+        both.assert_same(what);
+        for path in [first, second] {
+            assert!(both.merged_path(path).symlink_metadata().is_ok(), "{what}: {path}");
+        }
+    }
+}
+
 #[test]
 fn root_everything_survives_an_archive_and_back() {
     if !is_root() {
