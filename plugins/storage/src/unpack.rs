@@ -85,22 +85,26 @@ impl Store {
         progress: Option<LayerProgress>,
     ) -> Result<()> {
         let key = (instance.name.clone(), job.id.clone());
+        let listen = |listeners: &Listeners| {
+            listeners.lock().unwrap_or_else(PoisonError::into_inner).extend(progress);
+        };
         let mut flight = {
             let mut flights = self.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
             match flights.get(&key) {
-                Some(flight) => flight.clone(),
+                Some(flight) => {
+                    listen(&flight.listeners);
+                    flight.clone()
+                }
                 None => {
                     let (tell, done) = watch::channel(None);
                     let flight = Flight { done, listeners: Listeners::default() };
+                    listen(&flight.listeners); // before the start: a small layer is quick
                     flights.insert(key.clone(), flight.clone());
                     self.start(instance.clone(), job, key, tell, flight.listeners.clone());
                     flight
                 }
             }
         };
-        if let Some(progress) = progress {
-            flight.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(progress);
-        }
         // Ends when the task does: it drops the sender, whatever happens to it.
         let outcome = flight.done.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
         match outcome {
