@@ -15,14 +15,14 @@ fn with_runtimes(body: impl FnOnce(&mut TestDaemon) -> TestResult) -> TestResult
 fn programs_with_runcs_command_line_start_containers_too() -> TestResult {
     with_runtimes(|daemon| {
         for runtime in ["runc", "real-runc", "crun"] {
-            let output = daemon.docker(&format!(
+            let output = daemon.docker(format!(
                 "run --rm --runtime {runtime} --user 1000 --network none busybox \
                  sh -c 'id -u; echo err >&2; exit 4'"
             ))?;
             assert_eq!(output.status, 4, "{runtime}: {output:?}");
             assert_eq!(output.stdout.trim(), "1000", "{runtime}");
 
-            daemon.ok(&format!("run --detach --name box --runtime {runtime} busybox sleep 600"))?;
+            daemon.ok(format!("run --detach --name box --runtime {runtime} busybox sleep 600"))?;
             assert_eq!(daemon.ok("exec box echo inside")?, "inside", "{runtime}");
             assert_eq!(daemon.inspect("box")?["HostConfig"]["Runtime"], runtime);
             daemon.ok("stop --time 0 box")?;
