@@ -152,7 +152,7 @@ pub enum Step {
         options: Labels,
     },
     /// A block device of the host, a network file system, or any other mount the *operator* spelled
-    /// out: `type`, `device` and `o` of the local volume driver. Needs [`Grants::host_mounts`].
+    /// out: `type`, `device` and `o` of the local volume driver. Needs the grant of step `host`.
     Host {
         /// File system type (`nfs`, `cifs`, `ext4`, `tmpfs`, or `none` with a `bind` option).
         fs_type: String,
@@ -179,7 +179,7 @@ pub enum Step {
         /// Read-only.
         read_only: bool,
     },
-    /// A directory that a Docker socket plugin mounted itself. Needs [`Grants::premounted`].
+    /// A directory that a Docker socket plugin mounted itself. Needs the grant of step `premounted`.
     Premounted {
         /// Its path on the host.
         host_path: PathBuf,

@@ -414,7 +414,7 @@ fn user_file(root: std::os::fd::BorrowedFd<'_>, path: &str) -> Result<Option<Vec
 ///
 /// # Errors
 ///
-/// Those of [`spec::build`]; `Unavailable` if the default AppArmor profile cannot be loaded.
+/// Those of [`spec::build()`]; `Unavailable` if the default AppArmor profile cannot be loaded.
 pub fn build(
     engine: &Engine,
     record: &Record,

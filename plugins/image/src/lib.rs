@@ -6,7 +6,7 @@
 //!
 //! # Map
 //!
-//! - [`reference`], [`platform`], [`config`]: text that is parsed once
+//! - [`mod@reference`], [`platform`], [`config`]: text that is parsed once
 //! - [`record`], [`index`], [`store`]: the truth, the view of it, and what may change it when
 //! - [`handlers`]: request → one call → response
 //! - [`load`], [`import`] with [`changes`], [`save`]: archives

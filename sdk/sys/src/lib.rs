@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`mount`] | detached mounts, overlay, attributes, mountinfo, loop devices |
 //! | [`path`] | resolving beneath a root, removing trees, replacing files whole, disk usage |
-//! | [`file`] | what extractors need: attributes, special files, holes, copies |
+//! | [`mod@file`] | what extractors need: attributes, special files, holes, copies |
 //! | [`cgroup`] | v1, v2 and mixtures: limits as plans, freezing, killing, statistics |
 //! | [`process`] | pidfds, namespaces, identity, starting processes |
 //! | [`socket`] | seqpacket sockets that carry descriptors |

@@ -180,7 +180,7 @@ pub fn refused(error: ArchiveError) -> Error {
     Error::new(kind, "invalid archive").caused_by(error)
 }
 
-/// A request's body for a blocking thread: read from the receiver while [`pump`] feeds it.
+/// A request's body for a blocking thread: read from the receiver while `pump` feeds it.
 #[derive(Debug)]
 pub struct BodyReader {
     frames: mpsc::Receiver<Result<Bytes>>,

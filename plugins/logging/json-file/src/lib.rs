@@ -6,7 +6,7 @@
 //!
 //! - [`options`]: `--log-opt`, checked
 //! - [`attrs`]: labels, environment and tag in each line
-//! - [`line`]: one line
+//! - [`mod@line`]: one line
 //! - [`files`]: the current file and the rotated ones
 //! - [`cursor`]: from the first wanted line to the last, across rotation
 //! - [`watch`]: noticing that something was written
