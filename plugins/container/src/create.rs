@@ -271,7 +271,7 @@ async fn undo(engine: &Engine, record: &mut Record, cause: Error) -> Error {
     if record.layer.instance.is_empty() {
         return cause;
     }
-    match crate::remove::remove(engine, record, true).await {
+    match crate::remove::remove(engine, record, true, None).await {
         Ok(()) => cause,
         Err(error) => {
             let left = format!("{} (and could not clean up: {})", cause.chain(), error.chain());

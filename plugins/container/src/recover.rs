@@ -180,7 +180,7 @@ async fn rest(engine: &Arc<Engine>, record: Record) {
 
 /// A removal that was interrupted, or an `--rm` container that ended with the machine.
 async fn finish_removal(engine: &Arc<Engine>, mut record: Record) {
-    if let Err(error) = crate::remove::remove(engine, &mut record, true).await {
+    if let Err(error) = crate::remove::remove(engine, &mut record, true, None).await {
         tracing::error!(container = %record.id, error = %error.chain(), "Cannot finish a removal.");
         engine.reserve_and_spawn(record, State::Dead, None);
     }

@@ -4,9 +4,11 @@
 //! a later start would find the leftovers anyway (layer, files): so a crash in between leaks nothing.
 
 use std::io;
+use std::sync::Arc;
 
 use gantry_sdk::kinds::layers::Layers;
 use gantry_sdk::kinds::logs::Log;
+use gantry_sdk::kinds::runtime::ContainerProcess;
 use gantry_sdk::kinds::volumes::Volumes;
 use gantry_sdk::{Ctx, Error, ErrorKind, Result};
 
@@ -14,12 +16,17 @@ use crate::engine::Engine;
 use crate::record::{MountSource, Record};
 
 /// Removes the container that `record` describes, its anonymous volumes if `volumes`. May be
-/// repeated.
+/// repeated. `ended` is its last process, if the shim still keeps it.
 ///
 /// # Errors
 ///
 /// What could not be removed; the record is kept then.
-pub async fn remove(engine: &Engine, record: &mut Record, volumes: bool) -> Result<()> {
+pub async fn remove(
+    engine: &Engine,
+    record: &mut Record,
+    volumes: bool,
+    ended: Option<Arc<dyn ContainerProcess>>,
+) -> Result<()> {
     let cx = Ctx::background();
     let anonymous: Vec<String> = if volumes { anonymous(record) } else { Vec::new() };
     if !anonymous.is_empty() {
@@ -27,15 +34,29 @@ pub async fn remove(engine: &Engine, record: &mut Record, volumes: bool) -> Resu
         engine.save(record).await?;
     }
     release_volumes(engine, &cx, record, &anonymous).await?;
-    remove_log(engine, &cx, record).await?;
-    engine.erase(&record.id).await?;
+    let forgotten = async {
+        remove_log(engine, &cx, record).await?;
+        engine.erase(&record.id).await
+    };
+    let dismissed = async {
+        match ended {
+            Some(process) => process.delete().await,
+            None => Ok(()),
+        }
+    };
+    // Neither waits for the other: one waits for the disk, one for the shim.
+    let (forgotten, dismissed) = tokio::join!(forgotten, dismissed);
+    forgotten?;
     engine.execs.forget_container(&record.id);
 
-    let layer = engine.registry.only::<Layers>()?.remove(&cx, &record.layer).await;
-    let files = remove_dir(engine.files_of(&record.id)).await;
-    let run = remove_dir(engine.run_of(&record.id)).await;
+    let layers = engine.registry.only::<Layers>()?;
+    let (layer, files, run) = tokio::join!(
+        layers.remove(&cx, &record.layer),
+        remove_dir(engine.files_of(&record.id)),
+        remove_dir(engine.run_of(&record.id)),
+    );
     engine.forget(record);
-    for error in [layer, files, run].into_iter().filter_map(Result::err) {
+    for error in [dismissed, layer, files, run].into_iter().filter_map(Result::err) {
         // The container is gone; the next start of the daemon collects what this leaves.
         tracing::warn!(container = %record.id, error = %error.chain(), "Left something behind.");
     }

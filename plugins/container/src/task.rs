@@ -490,8 +490,8 @@ impl Task {
         self.state = self.state.clone().after(Fact::RemovalBegan);
         self.publish();
         self.save_at = None;
-        self.dismiss().await;
-        match remove::remove(&self.engine, &mut self.record, volumes).await {
+        let ended = self.ended.take();
+        match remove::remove(&self.engine, &mut self.record, volumes, ended).await {
             Ok(()) => {
                 self.waiting.clear();
                 // Whoever hears of it must find the container gone.

@@ -142,6 +142,9 @@ impl<'a> Wanted<'a> {
     fn matches(&self, view: &View) -> bool {
         let record = &view.record;
         let filters = self.filters;
+        if filters.is_empty() {
+            return true; // the usual question, of every container
+        }
         let code = record.life.exit.as_ref().map_or(0, |e| e.code);
         self.matches_identity(record)
             && self.before.is_none_or(|at| record.created < at)
