@@ -53,12 +53,12 @@ async fn root_keeps_the_root_read_only_and_the_user_small() {
     }
     let fixture = Fixture::new();
     let script = "id; echo x > /file || echo refused; busybox grep -E 'Cap|NoNew|Groups' /proc/self/status; \
-        pwd; umask; echo visible > /dev/stderr; ulimit -n; busybox touch /work/here/mine || echo cwd is not ours";
+        pwd; umask; echo visible > /dev/stderr; ulimit -n; busybox touch /job/here/mine || echo cwd is not ours";
     let mut spec = fixture.spec("user", &["sh", "-c", script]);
     spec["root"]["readonly"] = json!(false);
     spec["process"]["user"] =
         json!({"uid": 1000, "gid": 1001, "umask": 0o27, "additionalGids": [5, 7]});
-    spec["process"]["cwd"] = json!("/work/here");
+    spec["process"]["cwd"] = json!("/job/here");
     spec["process"]["noNewPrivileges"] = json!(true);
     let one = json!(["CAP_NET_BIND_SERVICE"]);
     spec["process"]["capabilities"] = json!({
@@ -75,7 +75,7 @@ async fn root_keeps_the_root_read_only_and_the_user_small() {
         "CapAmb:\t0000000000000400",
         "CapBnd:\t0000000000000400",
         "NoNewPrivs:\t1",
-        "/work/here",
+        "/job/here",
         "0027",
         "77\n",
     ] {
