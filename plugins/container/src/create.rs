@@ -21,13 +21,13 @@ use gantry_sys::path::{Links, Mode, OFlags, open_beneath};
 
 use crate::engine::Engine;
 use crate::handle::Handle;
+use crate::names;
 use crate::record::{FORMAT, Life, MountRecord, MountSource, Record};
 use crate::spec::mode::NetworkMode;
 use crate::spec::mounts::parse_volumes_from;
 use crate::spec::{self, MountKind, WantedMount};
 use crate::state::State;
 use crate::task::Task;
-use crate::{names, ports, restart};
 
 /// Tries for a free random name.
 const NAME_TRIES: u32 = 64;
@@ -118,15 +118,7 @@ async fn resolve_image(
 
 /// Everything about the request that can be judged without making anything.
 async fn check(engine: &Arc<Engine>, new: &mut NewContainer) -> Result<Vec<String>> {
-    restart::validate(&new.host_config.restart_policy)?;
-    if new.host_config.auto_remove
-        && !matches!(new.host_config.restart_policy.name.as_str(), "" | "no")
-    {
-        return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
-    }
     refuse_unsupported(&new.config, &new.host_config)?;
-    ports::mappings(&new.host_config)?;
-    ports::exposed(&new.config)?;
     let (engine, mut config, mut host) =
         (engine.clone(), std::mem::take(&mut new.config), std::mem::take(&mut new.host_config));
     let (config, host, warnings) = tokio::task::spawn_blocking(move || {

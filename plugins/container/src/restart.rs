@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use gantry_sdk::api::container::RestartPolicy;
-use gantry_sdk::{Error, Result};
 
 use crate::record::Record;
 
@@ -63,33 +62,6 @@ pub fn at_boot(record: &Record) -> bool {
     }
 }
 
-/// Whether a policy can be honoured.
-///
-/// # Errors
-///
-/// `InvalidArgument` with the reference engine's texts.
-pub fn validate(policy: &RestartPolicy) -> Result<()> {
-    match policy.name.as_str() {
-        "always" | "unless-stopped" | "no" if policy.maximum_retry_count != 0 => {
-            let hint = if policy.maximum_retry_count < 0 { " and cannot be negative" } else { "" };
-            Err(Error::invalid(format!(
-                "invalid restart policy: maximum retry count can only be used with 'on-failure'{hint}"
-            )))
-        }
-        "on-failure" if policy.maximum_retry_count < 0 => {
-            Err(Error::invalid("invalid restart policy: maximum retry count cannot be negative"))
-        }
-        "" if policy.maximum_retry_count != 0 => Err(Error::invalid(
-            "invalid restart policy: maximum retry count can only be used with 'on-failure'",
-        )),
-        "" | "no" | "always" | "unless-stopped" | "on-failure" => Ok(()),
-        name => Err(Error::invalid(format!(
-            "invalid restart policy: unknown policy '{name:.80}'; use one of 'no', 'always', \
-             'on-failure', or 'unless-stopped'"
-        ))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,12 +98,5 @@ mod tests {
             backoff.next(Duration::ZERO);
         }
         assert_eq!(backoff.next(Duration::ZERO), LONGEST_DELAY);
-    }
-
-    #[test]
-    fn bad_policies_are_refused_by_name() {
-        assert!(validate(&policy("sometimes", 0)).unwrap_err().to_string().contains("sometimes"));
-        assert!(validate(&policy("always", 3)).is_err());
-        assert!(validate(&policy("on-failure", 3)).is_ok());
     }
 }

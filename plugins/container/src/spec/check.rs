@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 
-use gantry_sdk::api::{ContainerConfig, HealthConfig, HostConfig, PortMap, RestartPolicy};
+use gantry_sdk::api::{ContainerConfig, HealthConfig, HostConfig, RestartPolicy};
 use gantry_sdk::{Error, Result};
+
+use crate::ports;
 
 use super::facts::{CgroupDriver, Defaults, HostFacts};
 use super::mode::{self, IpcMode, NetworkMode, PidMode};
@@ -162,6 +164,7 @@ fn check_config(config: &mut ContainerConfig) -> Result<()> {
     command::settle_working_dir(config)?;
     signal::stop_signal(&config.stop_signal)?;
     command::check_environment(config.env.as_deref().unwrap_or_default())?;
+    ports::exposed(config)?;
     config.healthcheck.as_ref().map_or(Ok(()), check_health)
 }
 
@@ -198,9 +201,7 @@ fn check_host(host: &HostConfig, cx: &Checks<'_>) -> Result<()> {
             return refuse(format!("invalid DNS server address: {address:?}"));
         }
     }
-    if let Some(ports) = &host.port_bindings {
-        check_ports(ports)?;
-    }
+    ports::mappings(host)?;
     check_restart_policy(&host.restart_policy)?;
     let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
     capability::check(&list(&host.cap_add), &list(&host.cap_drop), &cx.facts.capabilities)?;
@@ -222,33 +223,6 @@ fn check_extra_host(line: &str) -> Result<()> {
     }
 }
 
-fn check_ports(ports: &PortMap) -> Result<()> {
-    let invalid = |text: &str| refuse(format!("invalid port specification: {text:?}"));
-    for (port, bindings) in ports {
-        let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
-        let is_port = number.parse::<u16>().is_ok_and(|number| number != 0)
-            && matches!(protocol, "tcp" | "udp" | "sctp");
-        if !is_port {
-            return invalid(port);
-        }
-        for binding in bindings.iter().flatten() {
-            let text = &binding.host_port;
-            let (from, to) = text.split_once('-').unwrap_or((text, text));
-            let is_range = match (from.parse::<u16>(), to.parse::<u16>()) {
-                (Ok(from), Ok(to)) => from <= to,
-                _ => false,
-            };
-            if !text.is_empty() && !is_range {
-                return invalid(text);
-            }
-            if !binding.host_ip.is_empty() && binding.host_ip.parse::<IpAddr>().is_err() {
-                return refuse(format!("invalid IP address: {}", binding.host_ip));
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Whether a restart policy makes sense.
 ///
 /// # Errors
@@ -266,6 +240,9 @@ pub fn check_restart_policy(policy: &RestartPolicy) -> Result<()> {
         }
         "on-failure" if retries < 0 => {
             refuse("invalid restart policy: maximum retry count cannot be negative")
+        }
+        "" if retries != 0 => {
+            refuse("invalid restart policy: maximum retry count can only be used with 'on-failure'")
         }
         "" | "always" | "unless-stopped" | "no" | "on-failure" => Ok(()),
         name => refuse(format!(

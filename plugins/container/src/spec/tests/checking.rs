@@ -3,6 +3,7 @@
 use super::{Case, ID};
 use crate::spec::adapt;
 use crate::spec::facts::CgroupDriver;
+use gantry_sdk::api::RestartPolicy;
 
 #[test]
 fn what_makes_no_sense_is_refused() {
@@ -214,4 +215,16 @@ fn what_was_left_open_is_filled_in() {
     assert_eq!(case.host.cgroupns_mode, "host");
     assert_eq!(case.host.oom_kill_disable, Some(false));
     assert_eq!(case.host.masked_paths, None);
+}
+
+#[test]
+fn bad_policies_are_refused_by_name() {
+    let check = |name: &str, maximum_retry_count| {
+        let policy = RestartPolicy { name: name.into(), maximum_retry_count };
+        crate::spec::check::check_restart_policy(&policy)
+    };
+    assert!(check("sometimes", 0).unwrap_err().to_string().contains("sometimes"));
+    assert!(check("always", 3).is_err());
+    assert!(check("", 3).is_err());
+    assert!(check("on-failure", 3).is_ok());
 }
