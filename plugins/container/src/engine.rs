@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use gantry_sdk::context::{Host, Kernel};
 use gantry_sdk::events::{Event, EventBus};
 use gantry_sdk::id::ContainerId;
 use gantry_sdk::kinds::logs::LogTarget;
 use gantry_sdk::kinds::metadata::{Change, Metadata, MetadataStore};
+use gantry_sdk::kinds::runtime::Exit;
 use gantry_sdk::registry::Registry;
 use gantry_sdk::tasks::Tasks;
 use gantry_sdk::{Ctx, Error, Result};
@@ -208,6 +210,15 @@ impl Engine {
         event.attributes.insert("name".into(), record.name.clone());
         event.attributes.extend(extra.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
         self.events.publish(event);
+    }
+
+    /// Reports that a container's first process ended after it `ran`.
+    pub fn report_end(&self, record: &Record, exit: &Exit, ran: Duration) {
+        if exit.oom {
+            self.report(record, "oom", &[]);
+        }
+        let (code, seconds) = (exit.code.to_string(), ran.as_secs().to_string());
+        self.report(record, "die", &[("exitCode", code), ("execDuration", seconds)]);
     }
 
     /// The directory with a container's files.

@@ -34,6 +34,16 @@ pub fn stop_signal(config: &ContainerConfig) -> i32 {
     spec::signal::stop_signal(&config.stop_signal).unwrap_or(DEFAULT_STOP_SIGNAL)
 }
 
+/// The exit code that tells a shell why a program could not be started, and the error as clients get
+/// it: what is wrong with the program is wrong with the request.
+pub fn start_failure(error: Error) -> (i32, Error) {
+    match error.kind() {
+        ErrorKind::NotFound => (127, error.with_kind(ErrorKind::InvalidArgument)),
+        ErrorKind::Forbidden => (126, error.with_kind(ErrorKind::InvalidArgument)),
+        _ => (128, error),
+    }
+}
+
 /// Starts `record`'s container. All or nothing.
 ///
 /// # Errors

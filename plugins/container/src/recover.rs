@@ -164,8 +164,7 @@ async fn settle_exit(
     if let Err(error) = process.delete().await {
         tracing::warn!(container = %record.id, error = %error.chain(), "Cannot clean up after the end of a container.");
     }
-    let (code, seconds) = (exit.code.to_string(), ran.as_secs().to_string());
-    engine.report(record, "die", &[("exitCode", code), ("execDuration", seconds)]);
+    engine.report_end(record, &exit, ran);
 }
 
 /// Makes a container that does not run visible, or removes it if it wants that.

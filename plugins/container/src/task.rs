@@ -227,17 +227,7 @@ impl Task {
     }
 
     async fn start_failed(&mut self, error: Error) -> Error {
-        let code = match error.kind() {
-            ErrorKind::NotFound => 127,
-            ErrorKind::Forbidden => 126,
-            _ => 128,
-        };
-        let error = match error.kind() {
-            ErrorKind::NotFound | ErrorKind::Forbidden => {
-                error.with_kind(ErrorKind::InvalidArgument)
-            }
-            _ => error,
-        };
+        let (code, error) = launch::start_failure(error);
         let exit = Exit { code, oom: false, at: SystemTime::now() };
         self.record.life.error = error.chain();
         self.record.life.exit = Some(exit.clone());
@@ -289,24 +279,15 @@ impl Task {
         self.record.life.exit = Some(exit.clone());
         self.record.life.active = delay.is_some();
         self.record.life.sandbox = None;
-        let code = exit.code;
-        let oom = exit.oom;
-        self.state = self.state.clone().after(Fact::Exited { exit, again: delay.is_some() });
+        let fact = Fact::Exited { exit: exit.clone(), again: delay.is_some() };
+        self.state = self.state.clone().after(fact);
         self.restart_at = delay.map(|d| Instant::now() + d);
         let removing = self.record.auto_remove() && delay.is_none();
         self.ended = process;
         self.note();
         self.exits += 1;
         self.publish();
-        if oom {
-            self.engine.report(&self.record, "oom", &[]);
-        }
-        let seconds = ran.as_secs().to_string();
-        self.engine.report(
-            &self.record,
-            "die",
-            &[("exitCode", code.to_string()), ("execDuration", seconds)],
-        );
+        self.engine.report_end(&self.record, &exit, ran);
         self.finish_stop(stopping, removing).await;
     }
 

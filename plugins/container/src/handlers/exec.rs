@@ -9,7 +9,7 @@ use gantry_sdk::api::container::{
 };
 use gantry_sdk::api::version::request;
 use gantry_sdk::kinds::runtime::{Attach, ExecLaunch, ExecProcess, Exit, Stdio};
-use gantry_sdk::{Error, ErrorKind, Request, Response, Result};
+use gantry_sdk::{Error, Request, Response, Result};
 use http::StatusCode;
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
@@ -18,6 +18,7 @@ use crate::engine::Engine;
 use crate::exec::{Exec, ExecState};
 use crate::exec_process;
 use crate::frame;
+use crate::launch;
 use crate::record::Record;
 use crate::spec;
 use crate::stream::{self, DetachKeys};
@@ -109,7 +110,7 @@ async fn run(
     size: [u64; 2],
     attach: Option<Attach>,
 ) -> Result<JoinHandle<()>> {
-    match launch(engine, exec, record, size, attach).await {
+    match start_process(engine, exec, record, size, attach).await {
         Ok(process) => {
             engine.execs.started(&exec.id, process.clone());
             report(engine, exec, record, "exec_start");
@@ -119,19 +120,10 @@ async fn run(
             }))
         }
         Err(error) => {
-            let code = match error.kind() {
-                ErrorKind::NotFound => 127,
-                ErrorKind::Forbidden => 126,
-                _ => 128,
-            };
+            let (code, error) = launch::start_failure(error);
             let exit = Exit { code, oom: false, at: SystemTime::now() };
             engine.execs.ended(&exec.id, &exit, 0);
-            Err(match error.kind() {
-                ErrorKind::NotFound | ErrorKind::Forbidden => {
-                    error.with_kind(ErrorKind::InvalidArgument)
-                }
-                _ => error,
-            })
+            Err(error)
         }
     }
 }
@@ -141,7 +133,7 @@ fn report(engine: &Engine, exec: &Exec, record: &Record, what: &str) {
     engine.report(record, format!("{what}: {command}"), &[("execID", exec.id.to_string())]);
 }
 
-async fn launch(
+async fn start_process(
     engine: &Arc<Engine>,
     exec: &Exec,
     record: &Arc<Record>,
