@@ -12,6 +12,7 @@
 //! - [`route`]: routes as data; request, response, hijack
 //! - [`kinds`]: the extension points, one file each
 //! - [`mounts`]: mount plans
+//! - [`mod@reference`]: names of images
 //! - [`registry`], [`guard`], [`events`], [`tasks`], [`config`], [`id`], [`time`], [`error`]
 
 // The macros refer to this crate by its name, also from within.
@@ -26,6 +27,7 @@ pub mod id;
 pub mod kinds;
 pub mod mounts;
 pub mod plugin;
+pub mod reference;
 pub mod registry;
 pub mod route;
 pub mod tasks;

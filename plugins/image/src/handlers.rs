@@ -10,10 +10,10 @@ use crate::import::{self, Import};
 use crate::list::{self, Query};
 use crate::load::ingest::{Archive, Sink, with_body};
 use crate::platform::Platform;
-use crate::reference::Reference;
 use crate::remove::{self, Options};
 use crate::store::Store;
 use crate::{inspect, load, save};
+use gantry_sdk::reference::Reference;
 
 /// `POST /images/load`
 ///

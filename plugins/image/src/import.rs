@@ -12,8 +12,8 @@ use crate::config::{HistoryEntry, ImageFile, RootFs};
 use crate::load::ingest::{Sink, with_body};
 use crate::load::{self, layer_record, own_content};
 use crate::platform::Platform;
-use crate::reference::Reference;
 use crate::store::{Store, check_name};
+use gantry_sdk::reference::Reference;
 
 /// What to make of the archive.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use crate::config::ImageFile;
 use crate::platform::Platform;
 use crate::record::ImageRecord;
-use crate::reference::{AnyReference, Reference};
+use gantry_sdk::reference::{AnyReference, Reference};
 
 /// An image with its configuration.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@
 //!
 //! # Map
 //!
-//! - [`mod@reference`], [`platform`], [`config`]: text that is parsed once
+//! - [`platform`], [`config`]: text that is parsed once
 //! - [`record`], [`index`], [`store`]: the truth, the view of it, and what may change it when
 //! - [`handlers`]: request → one call → response
 //! - [`load`], [`import`] with [`changes`], [`save`]: archives
@@ -49,7 +49,7 @@ pub mod list;
 pub mod load;
 pub mod platform;
 pub mod record;
-pub mod reference;
+
 pub mod remove;
 pub mod save;
 pub mod sources;

@@ -10,8 +10,8 @@ use jiff::Timestamp;
 
 use crate::index::{Entry, Index};
 use crate::record::signed;
-use crate::reference::Reference;
 use crate::store::Store;
+use gantry_sdk::reference::Reference;
 
 /// The filters of the list.
 pub const FILTERS: &[&str] = &["dangling", "label", "before", "since", "reference", "until"];

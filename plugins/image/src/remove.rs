@@ -26,8 +26,8 @@ use crate::index::{Entry, Index};
 use crate::list::invalid;
 use crate::platform::Platform;
 use crate::record::IMAGES;
-use crate::reference::Reference;
 use crate::store::{Store, delete_reference, put_image};
+use gantry_sdk::reference::Reference;
 
 /// The filters of a prune.
 pub const PRUNE_FILTERS: &[&str] = &["dangling", "label", "label!", "until"];

@@ -20,8 +20,8 @@ use sha2::{Digest as _, Sha256};
 use crate::index::{Entry, Index};
 use crate::platform::Platform;
 use crate::record::signed;
-use crate::reference::{AnyReference, Reference};
 use crate::store::Store;
+use gantry_sdk::reference::{AnyReference, Reference};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";

@@ -21,7 +21,7 @@ use crate::config::{ImageFile, MAX_CONFIG};
 use crate::index::{Entry, Index};
 use crate::platform::Platform;
 use crate::record::{IMAGES, ImageRecord, REFERENCES, ReferenceRecord};
-use crate::reference::Reference;
+use gantry_sdk::reference::Reference;
 
 /// Images of this daemon.
 pub struct Store {

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::ingest::Archive;
 use super::{Candidate, LayerFile, MAX_IMAGES, decode};
 use crate::config::{MAX_CONFIG, MAX_LAYERS};
-use crate::reference::Reference;
+use gantry_sdk::reference::Reference;
 
 /// The file's name.
 pub const FILE: &str = "manifest.json";

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::ingest::Archive;
 use super::{Candidate, LayerFile, MAX_IMAGES, decode};
 use crate::config::{HistoryEntry, MAX_CONFIG, MAX_LAYERS};
-use crate::reference::Reference;
+use gantry_sdk::reference::Reference;
 
 const FILE: &str = "repositories";
 const MAX_REPOSITORIES: u64 = 4 << 20;

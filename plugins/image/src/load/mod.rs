@@ -29,8 +29,8 @@ use crate::config::ImageFile;
 use crate::index::Entry;
 use crate::platform::Platform;
 use crate::record::{ImageRecord, LayerRecord};
-use crate::reference::Reference;
 use crate::store::{Store, check_name, put_image, put_reference};
+use gantry_sdk::reference::Reference;
 use ingest::{Archive, Sink, Stored};
 pub use report::Reporter;
 

@@ -16,7 +16,7 @@ use super::ingest::Archive;
 use super::{Candidate, LayerFile, MAX_IMAGES, decode};
 use crate::config::{MAX_CONFIG, MAX_LAYERS};
 use crate::platform::Platform;
-use crate::reference::Reference;
+use gantry_sdk::reference::Reference;
 
 const INDEX: &str = "index.json";
 /// Most bytes of an index or manifest.

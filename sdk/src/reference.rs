@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use gantry_sdk::{Error, Result};
+use crate::{Error, Result};
 
 /// Where names without a domain live.
 const DEFAULT_DOMAIN: &str = "docker.io";
@@ -225,7 +225,7 @@ impl Reference {
 
     /// The same repository at `digest`.
     #[must_use]
-    pub fn at_digest(&self, digest: &gantry_sdk::id::Digest) -> Self {
+    pub fn at_digest(&self, digest: &crate::id::Digest) -> Self {
         Self { tag: None, digest: Some(digest.to_string()), ..self.clone() }
     }
 }
