@@ -162,6 +162,16 @@ impl Reference {
         }
     }
 
+    /// The registry, `docker.io` for names without one; empty for names whose first part cannot be one.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// The repository within its registry, `library/busybox`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// The repository as users know it, `busybox`.
     pub fn familiar_name(&self) -> String {
         if self.domain != DEFAULT_DOMAIN {
@@ -190,9 +200,41 @@ impl Reference {
         text
     }
 
+    /// The registry, `docker.io`; empty for names whose first part cannot be one.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// The repository within its registry, `library/busybox`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The digest, if there is one.
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
+    }
+
+    /// The same repository at `tag`.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument`.
+    pub fn at_tag(&self, tag: &str) -> Result<Self> {
+        if !is_tag(tag) {
+            return Err(Error::invalid("invalid tag format"));
+        }
+        Ok(Self { tag: Some(tag.to_owned()), digest: None, ..self.clone() })
+    }
+
     /// The tag, if there is one.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
+    }
+
+    /// The digest, with its algorithm, if there is one.
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
     }
 
     /// Whether it is bound to a digest.
