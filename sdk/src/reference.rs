@@ -200,21 +200,6 @@ impl Reference {
         text
     }
 
-    /// The registry, `docker.io`; empty for names whose first part cannot be one.
-    pub fn domain(&self) -> &str {
-        &self.domain
-    }
-
-    /// The repository within its registry, `library/busybox`.
-    pub fn path(&self) -> &str {
-        &self.path
-    }
-
-    /// The digest, if there is one.
-    pub fn digest(&self) -> Option<&str> {
-        self.digest.as_deref()
-    }
-
     /// The same repository at `tag`.
     ///
     /// # Errors

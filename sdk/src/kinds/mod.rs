@@ -13,6 +13,7 @@ pub mod logs;
 pub mod metadata;
 pub mod network;
 pub mod networks;
+pub mod registry;
 pub mod runtime;
 pub mod storage;
 pub mod volume;
