@@ -28,13 +28,16 @@ pub struct PlanError {
     pub graph: Vec<GraphError>,
     /// What is wrong with their routes.
     pub routes: Vec<String>,
+    /// What is wrong with their commands.
+    pub commands: Vec<String>,
 }
 
 impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the plugins of this build do not fit together:")?;
         self.graph.iter().try_for_each(|error| write!(f, "\n  {error}"))?;
-        self.routes.iter().try_for_each(|error| write!(f, "\n  {error}"))
+        let more = self.routes.iter().chain(&self.commands);
+        more.into_iter().try_for_each(|error| write!(f, "\n  {error}"))
     }
 }
 
@@ -50,11 +53,15 @@ impl Plan {
         let descriptors: Vec<_> = registrations.iter().map(|r| r.descriptor).collect();
         let ordered = order(&descriptors);
         let routes = Router::new(&descriptors, introspection::ROUTES);
+        let commands = doubled_commands(&descriptors);
         match (ordered, routes) {
-            (Ok(order), Ok(router)) => Ok(Self { order, registrations, router }),
+            (Ok(order), Ok(router)) if commands.is_empty() => {
+                Ok(Self { order, registrations, router })
+            }
             (ordered, routes) => Err(PlanError {
                 graph: ordered.err().unwrap_or_default(),
                 routes: routes.err().unwrap_or_default(),
+                commands,
             }),
         }
     }
@@ -120,5 +127,40 @@ impl Plan {
             let _ = writeln!(text, "\nnote: {notice}");
         }
         text
+    }
+}
+
+/// Commands that two plugins have, by name.
+fn doubled_commands(descriptors: &[&Descriptor]) -> Vec<String> {
+    let mut owners = std::collections::BTreeMap::<&str, Vec<&str>>::new();
+    for descriptor in descriptors {
+        for command in descriptor.commands {
+            owners.entry(command.name).or_default().push(descriptor.id);
+        }
+    }
+    let doubled = owners.into_iter().filter(|(_, ids)| ids.len() > 1);
+    doubled
+        .map(|(name, mut ids)| {
+            ids.sort_unstable();
+            format!("command {name:?} belongs to {}", ids.join(" and "))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gantry_sdk::Phase;
+    use gantry_sdk::command::Command;
+
+    const COMMANDS: &[Command] =
+        &[Command { name: "go", about: "", run: |_| std::process::ExitCode::SUCCESS }];
+
+    #[test]
+    fn a_command_belongs_to_one_plugin() {
+        let one = Descriptor { commands: COMMANDS, ..Descriptor::new("one", Phase::Host) };
+        let two = Descriptor { commands: COMMANDS, ..Descriptor::new("two", Phase::Api) };
+        assert_eq!(doubled_commands(&[&one]), Vec::<String>::new());
+        assert_eq!(doubled_commands(&[&two, &one]), ["command \"go\" belongs to one and two"]);
     }
 }

@@ -6,17 +6,20 @@
 //! | 1 | arguments, configuration, listeners, or the data root |
 //! | 3 | a required plugin is not in service |
 //! | 128 + n | ended at once by signal n, asked three times |
+//!
+//! With a plugin's command (`gantryd storage …`) no daemon is started, and the code is the command's.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal as _, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use gantry_sdk::Registration;
+use gantry_sdk::command::{Client, Command, CommandContext};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::host::HostAddr;
+use crate::config::host::{DEFAULT_SOCKET, HostAddr};
 use crate::config::typed::KernelConfig;
 use crate::config::{Config, Environment, Flags};
 use crate::http::Limits;
@@ -48,12 +51,19 @@ where
     let started = Instant::now();
     // Kept for the life of the process, as clap wants it.
     let version: &str = format!("{VERSION}, build {REVISION}").leak();
-    let flags = match Flags::parse(args, version) {
+    let commands = commands(&plugins);
+    let flags = match Flags::parse_with(args, version, &commands) {
         Ok(flags) => flags,
         Err(usage) if usage.code == 0 => return say(&usage.text, 0),
         Err(usage) => return complain(&usage.text, usage.code),
     };
     let environment = Environment::of_process();
+    if let Some((name, args)) = &flags.command {
+        let found = commands.iter().find(|command| command.name == name);
+        return found.map_or(ExitCode::FAILURE, |command| {
+            run_command(*command, args.clone(), &flags, &environment, &plugins)
+        });
+    }
     let (config, plan) = match prepare(&flags, &environment, plugins) {
         Ok(prepared) => prepared,
         Err(mistakes) => return complain(&mistakes, 1),
@@ -82,6 +92,58 @@ where
             ExitCode::from(code)
         }
         Err(error) => complain(&format!("cannot start the runtime: {error}\n"), 1),
+    }
+}
+
+/// The commands of all plugins by name. Of two with one name the first; that there are two keeps the
+/// daemon from starting.
+fn commands(plugins: &[&'static Registration]) -> Vec<Command> {
+    let mut commands: Vec<Command> =
+        plugins.iter().flat_map(|plugin| plugin.descriptor.commands).copied().collect();
+    commands.sort_by_key(|command| command.name);
+    commands.dedup_by_key(|command| command.name);
+    commands
+}
+
+/// Runs a plugin's command against the daemon that has this configuration.
+fn run_command(
+    command: Command,
+    args: Vec<OsString>,
+    flags: &Flags,
+    environment: &Environment,
+    plugins: &[&'static Registration],
+) -> ExitCode {
+    let descriptors: Vec<_> = plugins.iter().map(|plugin| plugin.descriptor).collect();
+    let config = match Config::load(flags, environment, &descriptors) {
+        Ok(config) => config,
+        Err(mistakes) => return complain(&format!("{mistakes}\n"), 1),
+    };
+    let mut context = CommandContext {
+        args,
+        client: client_of(&config.kernel.hosts),
+        out: Box::new(std::io::stdout()),
+        err: Box::new(std::io::stderr()),
+        interactive: std::io::stdout().is_terminal(),
+    };
+    (command.run)(&mut context)
+}
+
+/// The way to a daemon that listens on `hosts`.
+fn client_of(hosts: &[HostAddr]) -> Client {
+    let unix = hosts.iter().find_map(|host| match host {
+        HostAddr::Unix(path) => Some(path.clone()),
+        _ => None,
+    });
+    match unix {
+        Some(path) => Client::new(path),
+        // The units that come with the daemon let the service manager listen there.
+        None if hosts.iter().any(|host| matches!(host, HostAddr::Inherited(_))) => {
+            Client::new(DEFAULT_SOCKET)
+        }
+        None => Client::nowhere(
+            "the daemon is configured to listen on TCP only, and commands reach it by a unix \
+             socket: add one to \"hosts\", or name it by -H unix://PATH before the command",
+        ),
     }
 }
 

@@ -10,6 +10,7 @@
 //! - [`plugin`]: descriptor, phases, needs, registration
 //! - [`context`]: what `init` and each call are given
 //! - [`route`]: routes as data; request, response, hijack
+//! - [`command`]: commands that plugins add to the program
 //! - [`kinds`]: the extension points, one file each
 //! - [`mounts`]: mount plans
 //! - [`mod@reference`]: names of images
@@ -18,6 +19,7 @@
 // The macros refer to this crate by its name, also from within.
 extern crate self as gantry_sdk;
 
+pub mod command;
 pub mod config;
 pub mod context;
 pub mod error;

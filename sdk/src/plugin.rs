@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use crate::Result;
+use crate::command::Command;
 use crate::config::ConfigView;
 use crate::context::Context;
 use crate::route::RouteDecl;
@@ -127,6 +128,8 @@ pub struct Descriptor {
     pub needs: &'static [Need],
     /// Routes it serves; each must be bound during `init`.
     pub routes: &'static [RouteDecl],
+    /// Commands it adds to the program.
+    pub commands: &'static [Command],
     /// Configuration keys it honours.
     pub config: &'static [ConfigKey],
     /// Checks the values of those keys without side effects; returns every mistake.
@@ -150,6 +153,7 @@ impl Descriptor {
             provides: &[],
             needs: &[],
             routes: &[],
+            commands: &[],
             config: &[],
             check_config: no_config,
             required: true,

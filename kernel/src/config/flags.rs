@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use gantry_sdk::command;
 use serde_json::{Map, Value, json};
 
 use super::Settings;
@@ -23,6 +24,8 @@ pub struct Flags {
     pub config_file: Option<PathBuf>,
     /// `--validate`: check everything, print the plan, do nothing.
     pub validate: bool,
+    /// A plugin's command and what follows it; none starts the daemon.
+    pub command: Option<(String, Vec<OsString>)>,
 }
 
 /// Why the command line did not lead to a start: what to print, and the exit code.
@@ -37,18 +40,36 @@ pub struct Usage {
 }
 
 impl Flags {
-    /// Parses the arguments after the program's name.
+    /// Parses the arguments after the program's name, of a program without commands.
     ///
     /// # Errors
     ///
-    /// The text to print for `--help`, `--version` and what is no flag at all.
+    /// As [`parse_with`](Self::parse_with).
     pub fn parse<I, T>(args: I, version: &'static str) -> Result<Self, Usage>
     where
         I: IntoIterator<Item = T>,
         T: Into<OsString> + Clone,
     {
+        Self::parse_with(args, version, &[])
+    }
+
+    /// Parses the arguments after the program's name. The first one that is no flag must be one of
+    /// `commands`; what follows it is the command's own.
+    ///
+    /// # Errors
+    ///
+    /// The text to print for `--help`, `--version` and what is neither flag nor command.
+    pub fn parse_with<I, T>(
+        args: I,
+        version: &'static str,
+        commands: &[command::Command],
+    ) -> Result<Self, Usage>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<OsString> + Clone,
+    {
         let program = std::iter::once(OsString::from("gantryd"));
-        let matches = command(version)
+        let matches = program_with(version, commands)
             .try_get_matches_from(program.chain(args.into_iter().map(Into::into)))
             .map_err(|error| Usage {
                 text: error.to_string(),
@@ -64,6 +85,10 @@ impl Flags {
             validate: values(&matches, "validate")
                 .and_then(|v| v.last().and_then(|text| switch(text)))
                 .unwrap_or_default(),
+            command: matches.subcommand().map(|(name, own)| {
+                let rest = own.get_many::<OsString>(REST).into_iter().flatten();
+                (name.to_owned(), rest.cloned().collect())
+            }),
         })
     }
 
@@ -86,7 +111,21 @@ fn values(matches: &ArgMatches, id: &str) -> Option<Vec<String>> {
     matches.try_get_many::<String>(id).ok().flatten().map(|texts| texts.cloned().collect())
 }
 
-fn command(version: &'static str) -> Command {
+/// The id of what follows a command.
+const REST: &str = "rest";
+
+/// Everything after a command's name belongs to it, `--help` too.
+fn subcommand(own: &command::Command) -> Command {
+    Command::new(own.name).about(own.about).disable_help_flag(true).arg(
+        Arg::new(REST)
+            .num_args(0..)
+            .trailing_var_arg(true)
+            .allow_hyphen_values(true)
+            .value_parser(clap::value_parser!(OsString)),
+    )
+}
+
+fn program_with(version: &'static str, commands: &[command::Command]) -> Command {
     let own = [
         text_arg("config-file", "Daemon configuration file").value_name("FILE"),
         switch_arg("validate", "Validate the configuration, print the plan and exit"),
@@ -104,6 +143,8 @@ fn command(version: &'static str) -> Command {
         )
         .args(own)
         .args(OPTIONS.iter().filter(|opt| !opt.flag.is_empty()).map(arg))
+        .subcommands(commands.iter().map(subcommand))
+        .disable_help_subcommand(true)
 }
 
 fn arg(opt: &'static Opt) -> Arg {
@@ -288,9 +329,28 @@ mod tests {
         settings[key].0.clone()
     }
 
+    const ECHO: command::Command = command::Command {
+        name: "echo",
+        about: "Says it again",
+        run: |_| std::process::ExitCode::SUCCESS,
+    };
+
+    #[test]
+    fn a_command_takes_what_follows_it() {
+        let parse = |args: &[&str]| Flags::parse_with(args.iter().copied(), "v", &[ECHO]);
+        let flags = parse(&["-H", "unix:///a", "--debug", "echo", "-x", "--help", "y"]).unwrap();
+        let (name, rest) = flags.command.unwrap();
+        assert_eq!((name.as_str(), rest), ("echo", ["-x", "--help", "y"].map(Into::into).to_vec()));
+        assert_eq!(parse(&["-D"]).unwrap().command, None);
+        assert_eq!(parse(&["help"]).unwrap_err().code, 1);
+        assert_eq!(parse(&["ecko"]).unwrap_err().code, 1);
+        assert_eq!(Flags::parse(["echo"], "v").unwrap_err().code, 1);
+        assert!(parse(&["--help"]).unwrap_err().text.contains("Says it again"));
+    }
+
     #[test]
     fn clap_accepts_the_table() {
-        command("test").debug_assert();
+        program_with("test", &[ECHO]).debug_assert();
     }
 
     #[test]
