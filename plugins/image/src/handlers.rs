@@ -128,8 +128,10 @@ pub async fn tag(store: Arc<Store>, req: Request) -> Result<Response> {
     let reference = Reference::from_repo_and_tag(req.query.str("repo"), req.query.str("tag"))?
         .ok_or_else(|| Error::invalid("invalid reference format"))?;
     crate::store::check_name(&reference)?;
-    let id = store.index().resolve(req.param("name"), None)?.id.clone();
-    store.tag(&req.ctx(), &id, &reference).await?;
+    let index = store.index();
+    let (entry, target) = index.find(req.param("name"))?;
+    let target = target.map(|target| &target.digest);
+    store.tag(&req.ctx(), &entry.id, target, &reference).await?;
     Ok(Response::empty(StatusCode::CREATED))
 }
 

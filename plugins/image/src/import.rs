@@ -7,10 +7,11 @@ use gantry_sdk::route::RequestBody;
 use gantry_sdk::{Ctx, Error, Result};
 use jiff::Timestamp;
 
+use crate::admit::Admission;
 use crate::changes;
 use crate::config::{HistoryEntry, ImageFile, RootFs};
 use crate::load::ingest::{Sink, with_body};
-use crate::load::{self, layer_record, own_content};
+use crate::load::{layer_record, own_content};
 use crate::platform::Platform;
 use crate::store::{Store, check_name};
 use gantry_sdk::reference::Reference;
@@ -74,10 +75,10 @@ pub async fn import(
         Ok((own_content(&sink, &file, vec![layer])?, file))
     })
     .await?;
-    let (entry, _) = load::commit(store, cx, content, file, &[], None).await?;
+    let (entry, _) = store.admit(cx, Admission::new(content, file)).await?;
     if let Some(reference) = &import.reference {
-        store.tag(cx, &entry.id, reference).await?;
+        store.tag(cx, &entry.id, None, reference).await?;
     }
     store.report("import", &entry, entry.id.to_string());
-    Ok(entry.id)
+    Ok(entry.id.clone())
 }

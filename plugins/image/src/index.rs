@@ -1,6 +1,17 @@
-//! All images and references, in memory: what lists, inspection and lookups read.
+//! All images, references and what they point at, in memory: what lists, inspection and lookups
+//! read.
+//!
+//! # How a reference becomes an image
+//!
+//! A reference points at a *target*, an index or a manifest, of which some images are here. Which
+//! of them it means depends on who asks: the one for the platform asked for, or else the best for
+//! this host, or else the first that is here. The answer for nobody in particular is the
+//! reference's *default*; it is worked out again after every change ([`Index::settle`]).
+//!
+//! An image that is not the default of any reference is still part of a target; it is shown on its
+//! own only if no line of a list stands for it ([`Index::is_covered`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gantry_sdk::id::Digest;
@@ -11,7 +22,7 @@ use jiff::Timestamp;
 
 use crate::config::ImageFile;
 use crate::platform::Platform;
-use crate::record::ImageRecord;
+use crate::record::{ImageRecord, LayerRecord, TargetRecord};
 use gantry_sdk::reference::{AnyReference, Reference};
 
 /// An image with its configuration.
@@ -38,6 +49,22 @@ impl Entry {
     pub fn created_seconds(&self) -> i64 {
         self.created.map_or(0, Timestamp::as_second)
     }
+
+    /// What it runs on.
+    pub fn platform(&self) -> Platform {
+        Platform::new(self.file.os(), &self.file.architecture, &self.file.variant)
+    }
+}
+
+/// A reference and what it means.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// In stored form.
+    pub reference: Reference,
+    /// What it points at.
+    pub target: Option<Digest>,
+    /// The image of it that is meant when nobody asks for a platform.
+    pub image: Digest,
 }
 
 /// A consistent view; cheap to clone, never changed in place once published.
@@ -45,11 +72,24 @@ impl Entry {
 pub struct Index {
     images: BTreeMap<Digest, Arc<Entry>>,
     /// By canonical form.
-    references: BTreeMap<String, (Reference, Digest)>,
-    /// The same by image; in order of the canonical form.
+    references: BTreeMap<String, Named>,
+    /// The same by default image; in order of the canonical form.
     by_image: BTreeMap<Digest, BTreeMap<String, Reference>>,
-    /// Images whose configuration cannot be read: not shown, and nothing of theirs is removed.
-    pub damaged: Vec<ImageRecord>,
+    targets: BTreeMap<Digest, Arc<TargetRecord>>,
+    /// Targets that changed since the last [`settle`](Self::settle).
+    touched: BTreeSet<Digest>,
+    /// Images whose configuration cannot be read, by id: not shown, and nothing of theirs is
+    /// removed.
+    pub damaged: Vec<(String, ImageRecord)>,
+}
+
+/// Targets to write and to delete after a change.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// New or changed ones.
+    pub changed: Vec<Arc<TargetRecord>>,
+    /// Those of which nothing is here any more.
+    pub gone: Vec<Digest>,
 }
 
 impl Index {
@@ -61,28 +101,136 @@ impl Index {
     /// Forgets an image; its references must be gone.
     pub fn remove(&mut self, id: &Digest) {
         self.images.remove(id);
+        self.leave_targets(id);
     }
 
-    /// Lets `reference` name `id`; returns what it named before.
-    pub fn tag(&mut self, reference: &Reference, id: &Digest) -> Option<Digest> {
+    /// Takes an image out of all targets: nobody may find it there any more.
+    pub fn leave_targets(&mut self, id: &Digest) {
+        for (digest, target) in &mut self.targets {
+            if !holds(target, id) {
+                continue;
+            }
+            let mut left = Vec::new();
+            let target = Arc::make_mut(target);
+            for manifest in target.manifests.iter_mut().filter(|m| m.image.as_ref() == Some(id)) {
+                manifest.forget();
+                left.push(manifest.digest.clone());
+            }
+            // Statements about what is gone go with it.
+            for manifest in &mut target.manifests {
+                if manifest.about.as_ref().is_some_and(|about| left.contains(about)) {
+                    manifest.forget();
+                }
+            }
+            self.touched.insert(digest.clone());
+        }
+    }
+
+    /// Adds or replaces a target.
+    pub fn put_target(&mut self, target: TargetRecord) {
+        self.touched.insert(target.digest.clone());
+        self.targets.insert(target.digest.clone(), Arc::new(target));
+    }
+
+    /// The target with that digest.
+    pub fn target(&self, digest: &Digest) -> Option<&Arc<TargetRecord>> {
+        self.targets.get(digest)
+    }
+
+    /// All targets, in digest order.
+    pub fn targets(&self) -> impl Iterator<Item = &Arc<TargetRecord>> {
+        self.targets.values()
+    }
+
+    /// Lets `reference` point at `target`, and name `image` if there is none; returns what it was
+    /// before.
+    pub fn tag(
+        &mut self,
+        reference: &Reference,
+        target: Option<&Digest>,
+        image: &Digest,
+    ) -> Option<Named> {
         let before = self.untag(reference);
         let key = reference.to_string();
-        self.by_image.entry(id.clone()).or_default().insert(key.clone(), reference.clone());
-        self.references.insert(key, (reference.clone(), id.clone()));
+        let of_image = self.by_image.entry(image.clone()).or_default();
+        of_image.insert(key.clone(), reference.clone());
+        let named =
+            Named { reference: reference.clone(), target: target.cloned(), image: image.clone() };
+        self.references.insert(key, named);
         before
     }
 
-    /// Removes a reference; returns what it named.
-    pub fn untag(&mut self, reference: &Reference) -> Option<Digest> {
+    /// Removes a reference; returns what it was.
+    pub fn untag(&mut self, reference: &Reference) -> Option<Named> {
         let key = reference.to_string();
-        let (_, id) = self.references.remove(&key)?;
-        if let Some(of_image) = self.by_image.get_mut(&id) {
+        let named = self.references.remove(&key)?;
+        if let Some(of_image) = self.by_image.get_mut(&named.image) {
             of_image.remove(&key);
             if of_image.is_empty() {
-                self.by_image.remove(&id);
+                self.by_image.remove(&named.image);
             }
         }
-        Some(id)
+        Some(named)
+    }
+
+    /// Works out again what references mean, and which targets are left; to be called after
+    /// changes and before the view is published.
+    pub fn settle(&mut self) -> Settled {
+        let mut settled = Settled::default();
+        let empty: Vec<Digest> = self
+            .targets
+            .values()
+            .filter(|target| self.images_of(target).next().is_none())
+            .map(|target| target.digest.clone())
+            .collect();
+        for digest in empty {
+            self.targets.remove(&digest);
+            self.touched.remove(&digest);
+            settled.gone.push(digest);
+        }
+        let touched = std::mem::take(&mut self.touched);
+        settled.changed = touched.iter().filter_map(|d| self.targets.get(d).cloned()).collect();
+
+        let mut references = std::mem::take(&mut self.references);
+        self.by_image.clear();
+        for (key, named) in &mut references {
+            if let Some(target) = named.target.as_ref().and_then(|t| self.targets.get(t))
+                && let Some(best) = self.best_of(target, None)
+            {
+                named.image = best.id.clone();
+            }
+            let of_image = self.by_image.entry(named.image.clone()).or_default();
+            of_image.insert(key.clone(), named.reference.clone());
+        }
+        self.references = references;
+        settled
+    }
+
+    /// The images of a target that are here, in its order.
+    pub fn images_of<'a, 'b>(
+        &'a self,
+        target: &'b TargetRecord,
+    ) -> impl Iterator<Item = &'a Arc<Entry>> + use<'a, 'b> {
+        target.manifests.iter().filter_map(|m| m.image.as_ref()).filter_map(|id| self.get(id))
+    }
+
+    /// The image of a target for `platform`, or for nobody in particular.
+    pub fn best_of(
+        &self,
+        target: &TargetRecord,
+        platform: Option<&Platform>,
+    ) -> Option<&Arc<Entry>> {
+        let host = Platform::host();
+        let wanted = platform.unwrap_or(&host);
+        let fitting = self.images_of(target).filter_map(|entry| {
+            let distance = wanted.distance(&entry.platform())?;
+            Some((distance, entry))
+        });
+        let best = fitting.min_by_key(|(distance, _)| *distance).map(|(_, entry)| entry);
+        match (best, platform) {
+            (None, None) => self.images_of(target).next(),
+            (best, _) => best,
+        }
     }
 
     /// The image `id`, unless it was removed by force.
@@ -95,6 +243,30 @@ impl Index {
         self.images.values().filter(|entry| !entry.record.retired)
     }
 
+    /// The images that lists have a line for.
+    pub fn lines(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.images().filter(|entry| !self.is_covered(&entry.id))
+    }
+
+    /// Whether the line of another image stands for this one: both are of one target, which is
+    /// named, or whose default image has no name either.
+    pub fn is_covered(&self, id: &Digest) -> bool {
+        if self.references(id).next().is_some() {
+            return false;
+        }
+        self.targets.values().filter(|target| holds(target, id)).any(|target| {
+            let default = self.best_of(target, None).filter(|default| default.id != *id);
+            default.is_some_and(|default| {
+                self.is_named(&target.digest) || self.references(&default.id).next().is_none()
+            })
+        })
+    }
+
+    /// Whether a reference points at that target.
+    pub fn is_named(&self, target: &Digest) -> bool {
+        self.references.values().any(|named| named.target.as_ref() == Some(target))
+    }
+
     /// All images, also those that only wait for their containers to go.
     pub fn stored(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.images.values()
@@ -102,27 +274,70 @@ impl Index {
 
     /// The chains to keep.
     pub fn chains(&self) -> Vec<Chain> {
-        let records = self.images.values().map(|e| &e.record).chain(&self.damaged);
+        let damaged = self.damaged.iter().map(|(_, record)| record);
+        let records = self.images.values().map(|e| &e.record).chain(damaged);
         records.map(ImageRecord::chain).collect()
     }
 
-    /// What `reference`, in stored form, names.
-    pub fn named(&self, reference: &Reference) -> Option<&Digest> {
-        self.references.get(&reference.to_string()).map(|(_, id)| id)
+    /// Every blob that must stay.
+    pub fn wanted(&self) -> BTreeSet<Digest> {
+        let mut wanted = BTreeSet::new();
+        for entry in self.images.values() {
+            wanted.insert(entry.id.clone());
+            wanted.extend(entry.record.blobs().cloned());
+        }
+        for (id, record) in &self.damaged {
+            wanted.extend(id.parse().ok().into_iter().chain(record.blobs().cloned()));
+        }
+        for target in self.targets.values() {
+            wanted.extend(target.blobs().cloned());
+        }
+        wanted
     }
 
-    /// The references to an image, in canonical order.
+    /// The layers that are here, by the identity of their stack.
+    pub fn known_layers(&self) -> BTreeMap<Digest, LayerRecord> {
+        let mut known = BTreeMap::new();
+        for entry in self.images.values() {
+            let layers = entry.record.layers.iter().cloned();
+            known.extend(entry.record.chain().ids().into_iter().zip(layers));
+        }
+        known
+    }
+
+    /// The image that `reference`, in stored form, names when nobody asks for a platform.
+    pub fn named(&self, reference: &Reference) -> Option<&Digest> {
+        self.meaning(reference).map(|named| &named.image)
+    }
+
+    /// What `reference`, in stored form, is.
+    pub fn meaning(&self, reference: &Reference) -> Option<&Named> {
+        self.references.get(&reference.to_string())
+    }
+
+    /// The references whose default an image is, in canonical order.
     pub fn references(&self, id: &Digest) -> impl Iterator<Item = &Reference> {
         self.by_image.get(id).into_iter().flat_map(BTreeMap::values)
     }
 
     /// The references of a repository.
-    pub fn of_repository<'a>(
-        &'a self,
-        name: &'a Reference,
-    ) -> impl Iterator<Item = &'a (Reference, Digest)> {
+    pub fn of_repository<'a>(&'a self, name: &'a Reference) -> impl Iterator<Item = &'a Named> {
         let wanted = name.name();
-        self.references.values().filter(move |(reference, _)| reference.name() == wanted)
+        self.references.values().filter(move |named| named.reference.name() == wanted)
+    }
+
+    /// The target that stands for an image: that of its first reference with one, or else one of
+    /// which it is the default, or else one it is in.
+    pub fn target_of(&self, id: &Digest) -> Option<&Arc<TargetRecord>> {
+        let of_names = self
+            .references(id)
+            .filter_map(|reference| self.meaning(reference)?.target.as_ref())
+            .find_map(|digest| self.target(digest));
+        let is_default =
+            |t: &&Arc<TargetRecord>| self.best_of(t, None).is_some_and(|best| best.id == *id);
+        of_names
+            .or_else(|| self.targets.values().find(is_default))
+            .or_else(|| self.targets.values().find(|target| holds(target, id)))
     }
 
     /// `name:tag` of an image, as users know them.
@@ -153,31 +368,56 @@ impl Index {
         }
     }
 
-    /// The image that `text` means.
+    /// The image that `text` means, and the target it is meant by: that of the name, or for an id
+    /// the one that stands for the image.
     ///
     /// # Errors
     ///
-    /// `InvalidArgument` if it is neither id nor name; `NotFound`, also if `platform` is another.
-    pub fn resolve(&self, text: &str, platform: Option<&Platform>) -> Result<&Arc<Entry>> {
+    /// `InvalidArgument` if it is neither id nor name; `NotFound`.
+    pub fn find<'a>(
+        &'a self,
+        text: &str,
+    ) -> Result<(&'a Arc<Entry>, Option<&'a Arc<TargetRecord>>)> {
         let reference = AnyReference::parse(text)?;
-        let found = match &reference {
-            AnyReference::Digest(digest) => digest.parse().ok().and_then(|id| self.get(&id)),
-            AnyReference::Named(name) => self
-                .named(&name.clone().stored())
-                .and_then(|id| self.get(id))
-                .or_else(|| self.by_prefix(text)),
-        };
-        let Some(entry) = found else {
-            return Err(Error::not_found(format!("No such image: {}", reference.familiar())));
-        };
-        let file = &entry.file;
-        let has = Platform::new(file.os(), &file.architecture, &file.variant);
-        match platform {
-            Some(wanted) if !wanted.accepts(&has) => Err(Error::not_found(format!(
+        let missing = || Error::not_found(format!("No such image: {}", reference.familiar()));
+        let by_id = |entry: &'a Arc<Entry>| (entry, self.target_of(&entry.id));
+        match &reference {
+            AnyReference::Digest(digest) => {
+                let digest: Digest = digest.parse().map_err(|_: Error| missing())?;
+                let by_target = || {
+                    let target = self.target(&digest)?;
+                    Some((self.best_of(target, None)?, Some(target)))
+                };
+                self.get(&digest).map(by_id).or_else(by_target).ok_or_else(missing)
+            }
+            AnyReference::Named(name) => {
+                let by_name = self.meaning(&name.clone().stored()).and_then(|named| {
+                    let target = named.target.as_ref().and_then(|digest| self.target(digest));
+                    Some((self.get(&named.image)?, target))
+                });
+                by_name.or_else(|| self.by_prefix(text).map(by_id)).ok_or_else(missing)
+            }
+        }
+    }
+
+    /// The image that `text` means, for `platform` if one is given.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` if it is neither id nor name; `NotFound`, also if it is not here for
+    /// `platform`.
+    pub fn resolve(&self, text: &str, platform: Option<&Platform>) -> Result<&Arc<Entry>> {
+        let (entry, target) = self.find(text)?;
+        let Some(wanted) = platform else { return Ok(entry) };
+        let of_target = target.and_then(|target| self.best_of(target, platform));
+        let has = entry.platform();
+        match of_target {
+            Some(entry) => Ok(entry),
+            None if wanted.accepts(&has) => Ok(entry),
+            None => Err(Error::not_found(format!(
                 "image with reference {text} was found but its platform ({has}) does not match \
                  the specified platform ({wanted})"
             ))),
-            _ => Ok(entry),
         }
     }
 
@@ -191,4 +431,9 @@ impl Index {
             chain: entry.record.chain(),
         }
     }
+}
+
+/// Whether an image is one of a target's.
+fn holds(target: &TargetRecord, id: &Digest) -> bool {
+    target.manifests.iter().any(|manifest| manifest.image.as_ref() == Some(id))
 }

@@ -8,6 +8,7 @@
 //!
 //! - [`platform`], [`config`]: text that is parsed once
 //! - [`record`], [`index`], [`store`]: the truth, the view of it, and what may change it when
+//! - [`admit`]: how content becomes an image
 //! - [`handlers`]: request → one call → response
 //! - [`load`], [`import`] with [`changes`], [`save`]: archives
 //! - [`list`], [`inspect`]: what is here; [`remove`]: what goes; [`upkeep`]: what goes later
@@ -39,6 +40,7 @@ use gantry_sdk::{
     Result, RouteDecl, Shape,
 };
 
+pub mod admit;
 pub mod changes;
 pub mod config;
 pub mod handlers;
@@ -49,7 +51,6 @@ pub mod list;
 pub mod load;
 pub mod platform;
 pub mod record;
-
 pub mod remove;
 pub mod save;
 pub mod sources;

@@ -108,19 +108,41 @@ impl Platform {
     /// Whether an image for `image` is what was asked for: the same, or one that runs there
     /// without emulation.
     pub fn accepts(&self, image: &Self) -> bool {
+        self.distance(image).is_some()
+    }
+
+    /// How far an image for `image` is from what was asked for: 0 for the same; None if it does not
+    /// run there without emulation.
+    pub fn distance(&self, image: &Self) -> Option<u32> {
+        /// Another architecture is further away than any variant.
+        const OTHER: u32 = 1000;
         if self.os != image.os {
-            return false;
+            return None;
         }
         match (self.architecture.as_str(), image.architecture.as_str()) {
-            ("amd64", "386") | ("arm64", "arm") => return true,
-            (wanted, found) if wanted != found => return false,
+            ("amd64", "386") => return Some(OTHER),
+            ("arm64", "arm") => {
+                // The newer the variant, the better; without one it is the seventh.
+                let variant = if image.variant.is_empty() { "v7" } else { &image.variant };
+                return Some(OTHER + 10 - level(variant).unwrap_or(0).min(10));
+            }
+            (wanted, found) if wanted != found => return None,
             _ => {}
         }
-        let level = |v: &str| v.trim_start_matches('v').parse::<u8>().ok();
-        image.variant.is_empty()
-            || self.variant == image.variant
-            || matches!((level(&self.variant), level(&image.variant)), (Some(w), Some(i)) if i <= w)
+        if self.variant == image.variant {
+            return Some(0);
+        }
+        match (level(&self.variant), level(&image.variant)) {
+            (Some(wanted), Some(found)) if found <= wanted => Some(wanted - found),
+            _ if image.variant.is_empty() => Some(OTHER / 2),
+            _ => None,
+        }
     }
+}
+
+/// The number of a variant.
+fn level(variant: &str) -> Option<u32> {
+    variant.strip_prefix('v').unwrap_or(variant).parse().ok()
 }
 
 fn is_architecture(text: &str) -> bool {
@@ -161,6 +183,10 @@ mod tests {
                 (Platform::parse(wanted).unwrap(), Platform::parse(image).unwrap());
             assert_eq!(wanted.accepts(&image), accepted, "{wanted} {image}");
         }
+        let arm = Platform::parse("linux/arm/v7").unwrap();
+        let distance = |image: &str| arm.distance(&Platform::parse(image).unwrap());
+        assert!(distance("linux/arm/v7") < distance("linux/arm/v6"));
+        assert!(distance("linux/arm/v6") < distance("linux/arm"));
         assert!(Platform::parse("linux/a$").is_err());
         assert!(Platform::parse_json(r#"{"variant":"v7"}"#).is_err());
         assert!(Platform::parse_json(r#"{"os":"linux","architecture":"arm"}"#).is_ok());

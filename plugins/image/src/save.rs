@@ -79,7 +79,10 @@ fn meant(index: &Index, name: &str) -> Result<Vec<(Digest, Option<Reference>)>> 
     if reference.is_name_only() {
         let of_repository: Vec<_> = index
             .of_repository(&reference)
-            .map(|(r, id)| (id.clone(), Some(r.clone()).filter(|r| !r.is_digested())))
+            .map(|named| {
+                let tag = Some(named.reference.clone()).filter(|r| !r.is_digested());
+                (named.image.clone(), tag)
+            })
             .collect();
         return if of_repository.is_empty() { by_id() } else { Ok(of_repository) };
     }

@@ -1,6 +1,6 @@
 //! The store: the truth in the metadata database, the view in memory, and what may run beside what.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -20,7 +20,10 @@ use tokio::sync::OwnedRwLockReadGuard;
 use crate::config::{ImageFile, MAX_CONFIG};
 use crate::index::{Entry, Index};
 use crate::platform::Platform;
-use crate::record::{IMAGES, ImageRecord, REFERENCES, ReferenceRecord};
+use crate::record::{
+    DISTRIBUTION, DistributionRecord, IMAGES, ImageRecord, MAX_REPOSITORIES, REFERENCES,
+    ReferenceRecord, TARGETS, TargetRecord,
+};
 use gantry_sdk::reference::Reference;
 
 /// Images of this daemon.
@@ -38,6 +41,8 @@ pub struct Store {
     /// Spawns what outlives a handler.
     pub tasks: Tasks,
     index: RwLock<Arc<Index>>,
+    /// Where blobs are beside here.
+    distribution: RwLock<BTreeMap<Digest, DistributionRecord>>,
     /// Held while records change, so that the view and the database change alike.
     writing: tokio::sync::Mutex<()>,
     /// Shared by whatever brings or reads content, exclusive for removing what nothing refers to.
@@ -91,6 +96,7 @@ impl Store {
     pub async fn open(cx: &Ctx, parts: Parts) -> Result<Self> {
         let Parts { blobs, metadata, layers, registry, events, tasks } = parts;
         let index = read_index(cx, &*metadata, &*blobs).await?;
+        let distribution = read_table(cx, &*metadata, DISTRIBUTION).await?;
         let store = Self {
             blobs,
             metadata,
@@ -99,6 +105,7 @@ impl Store {
             events,
             tasks,
             index: RwLock::new(Arc::new(index)),
+            distribution: RwLock::new(distribution.into_iter().collect()),
             writing: tokio::sync::Mutex::default(),
             content: Arc::default(),
             litter: AtomicBool::new(true),
@@ -126,7 +133,12 @@ impl Store {
     ) -> Result<T> {
         let _writing = self.writing.lock().await;
         let mut next = Index::clone(&self.index());
-        let (changes, value) = decide(&mut next)?;
+        let (mut changes, value) = decide(&mut next)?;
+        let settled = next.settle();
+        for target in &settled.changed {
+            changes.push(Change::put_json(TARGETS, target.digest.as_str(), &**target)?);
+        }
+        changes.extend(settled.gone.iter().map(|gone| Change::delete(TARGETS, gone.as_str())));
         if !changes.is_empty() {
             self.metadata.commit(cx, changes).await?;
         }
@@ -161,25 +173,88 @@ impl Store {
         self.events.publish(event.with("name", name));
     }
 
-    /// Lets `reference` name an image.
+    /// Lets `reference` name an image, by way of a target if there is one.
     ///
     /// # Errors
     ///
     /// `InvalidArgument` for the name `sha256`; `NotFound` if the image is gone.
-    pub async fn tag(&self, cx: &Ctx, id: &Digest, reference: &Reference) -> Result<()> {
+    pub async fn tag(
+        &self,
+        cx: &Ctx,
+        id: &Digest,
+        target: Option<&Digest>,
+        reference: &Reference,
+    ) -> Result<()> {
         check_name(reference)?;
         let entry = self
             .change(cx, |index| {
                 let missing = || Error::not_found(format!("No such image: {id}"));
                 let mut entry = Entry::clone(index.get(id).ok_or_else(missing)?);
                 entry.record.last_tagged = Some(Timestamp::now());
-                index.tag(reference, id);
-                let changes = vec![put_image(&entry)?, put_reference(reference, id)?];
+                let target = target.filter(|target| index.target(target).is_some());
+                index.tag(reference, target, id);
+                let changes = vec![put_image(&entry)?, put_reference(reference, target, id)?];
                 index.put(entry.clone());
                 Ok((changes, entry))
             })
             .await?;
         self.report("tag", &entry, reference.familiar());
+        Ok(())
+    }
+
+    /// Remembers that `blobs` are also in `repository` (a canonical name): they were pulled from
+    /// there or pushed to it. Of each blob the last [`MAX_REPOSITORIES`] are kept.
+    ///
+    /// # Errors
+    ///
+    /// Those of the database.
+    pub async fn distributed(&self, cx: &Ctx, blobs: &[Digest], repository: &str) -> Result<()> {
+        let _writing = self.writing.lock().await;
+        let (mut changes, mut records) = (Vec::new(), Vec::new());
+        for blob in blobs {
+            let mut record = self.distribution_of(blob);
+            if record.repositories.last().is_some_and(|last| last == repository) {
+                continue;
+            }
+            record.repositories.retain(|known| known != repository);
+            record.repositories.push(repository.to_owned());
+            let excess = record.repositories.len().saturating_sub(MAX_REPOSITORIES);
+            record.repositories.drain(..excess);
+            changes.push(Change::put_json(DISTRIBUTION, blob.as_str(), &record)?);
+            records.push((blob.clone(), record));
+        }
+        if !changes.is_empty() {
+            self.metadata.commit(cx, changes).await?;
+        }
+        self.distribution.write().unwrap_or_else(PoisonError::into_inner).extend(records);
+        Ok(())
+    }
+
+    /// Canonical names of the repositories that are known to have a blob, the last one last.
+    pub fn repositories(&self, blob: &Digest) -> Vec<String> {
+        self.distribution_of(blob).repositories
+    }
+
+    fn distribution_of(&self, blob: &Digest) -> DistributionRecord {
+        let known = self.distribution.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(blob).cloned().unwrap_or_default()
+    }
+
+    /// Forgets where blobs are that nothing here refers to.
+    async fn forget_distribution(&self, cx: &Ctx) -> Result<()> {
+        let _writing = self.writing.lock().await;
+        let wanted = self.index().wanted();
+        let gone: Vec<Digest> = {
+            let known = self.distribution.read().unwrap_or_else(PoisonError::into_inner);
+            known.keys().filter(|blob| !wanted.contains(*blob)).cloned().collect()
+        };
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let changes = gone.iter().map(|blob| Change::delete(DISTRIBUTION, blob.as_str()));
+        self.metadata.commit(cx, changes.collect()).await?;
+        let mut known = self.distribution.write().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|blob, _| !gone.contains(blob));
         Ok(())
     }
 
@@ -217,6 +292,7 @@ impl Store {
         self.drop_retired(cx).await?;
         let index = self.index();
         self.layers.collect(cx, &index.chains()).await?;
+        self.forget_distribution(cx).await?;
         self.sweep_blobs(cx, &index).await
     }
 
@@ -240,14 +316,7 @@ impl Store {
 
     /// Removes the blobs that no image refers to.
     async fn sweep_blobs(&self, cx: &Ctx, index: &Index) -> Result<()> {
-        if !index.damaged.is_empty() {
-            return Ok(()); // what they refer to cannot be known for sure
-        }
-        let mut wanted: BTreeSet<&Digest> = BTreeSet::new();
-        for entry in index.stored() {
-            wanted.insert(&entry.id);
-            wanted.extend(entry.record.blobs());
-        }
+        let wanted = index.wanted();
         for blob in self.blobs.list(cx).await? {
             if !wanted.contains(&blob.digest) {
                 self.blobs.remove(cx, &blob.digest).await?;
@@ -285,8 +354,12 @@ pub fn put_image(entry: &Entry) -> Result<Change> {
 /// # Errors
 ///
 /// `Internal`.
-pub fn put_reference(reference: &Reference, id: &Digest) -> Result<Change> {
-    let record = ReferenceRecord { image: id.clone() };
+pub fn put_reference(
+    reference: &Reference,
+    target: Option<&Digest>,
+    id: &Digest,
+) -> Result<Change> {
+    let record = ReferenceRecord { image: id.clone(), target: target.cloned() };
     Change::put_json(REFERENCES, reference.to_string(), &record)
 }
 
@@ -318,18 +391,39 @@ async fn read_index(
             Ok(entry) => index.put(entry),
             Err(error) => {
                 damaged(&error);
-                index.damaged.push(record);
+                index.damaged.push((key, record));
             }
         }
+    }
+    for (_, target) in read_table::<Digest, TargetRecord>(cx, metadata, TARGETS).await? {
+        index.put_target(target);
     }
     for (key, value) in metadata.scan(cx, REFERENCES, "").await? {
         let record: ReferenceRecord = serde_json::from_slice(&value)
             .map_err(|e| Error::internal(format!("record of reference {key}"), e))?;
-        if index.get(&record.image).is_some() {
-            index.tag(&Reference::parse(&key)?, &record.image);
+        let target = record.target.as_ref().and_then(|target| index.target(target));
+        let of_target = target.is_some_and(|target| index.images_of(target).next().is_some());
+        if of_target || index.get(&record.image).is_some() {
+            index.tag(&Reference::parse(&key)?, record.target.as_ref(), &record.image);
         }
     }
+    index.settle();
     Ok(index)
+}
+
+/// All records of a table; keys that are none are left out.
+async fn read_table<K: std::str::FromStr, T: serde::de::DeserializeOwned>(
+    cx: &Ctx,
+    metadata: &dyn MetadataStore,
+    table: &'static str,
+) -> Result<Vec<(K, T)>> {
+    let mut records = Vec::new();
+    for (key, value) in metadata.scan(cx, table, "").await? {
+        let record = serde_json::from_slice(&value)
+            .map_err(|e| Error::internal(format!("record {table} {key}"), e))?;
+        records.extend(key.parse().ok().map(|key| (key, record)));
+    }
+    Ok(records)
 }
 
 #[async_trait]

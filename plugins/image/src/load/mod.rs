@@ -23,13 +23,13 @@ use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::layers::{Chain, ChainLayer};
 use gantry_sdk::route::BodySender;
 use gantry_sdk::{Ctx, Error, Result};
-use jiff::Timestamp;
 
+use crate::admit::{Admission, Content, Renamed};
 use crate::config::ImageFile;
 use crate::index::Entry;
 use crate::platform::Platform;
-use crate::record::{ImageRecord, LayerRecord};
-use crate::store::{Store, check_name, put_image, put_reference};
+use crate::record::LayerRecord;
+use crate::store::{Store, check_name};
 use gantry_sdk::reference::Reference;
 use ingest::{Archive, Sink, Stored};
 pub use report::Reporter;
@@ -159,9 +159,6 @@ fn digest_of(bytes: &[u8]) -> Digest {
     Digest::from_sha256(&sha2::Sha256::digest(bytes).into())
 }
 
-/// References taken over from other images: the name and the image that had it.
-type Renamed = Vec<(String, Digest)>;
-
 /// Checks one image, unpacks it and commits it with its names.
 async fn admit(
     store: &Store,
@@ -170,11 +167,11 @@ async fn admit(
     candidate: Candidate,
     file: ImageFile,
     reporter: Option<Reporter>,
-) -> Result<(Entry, Renamed, Archive)> {
+) -> Result<(Arc<Entry>, Renamed, Archive)> {
     for reference in &candidate.tags {
         check_name(reference)?;
     }
-    let known = known_layers(store);
+    let known = store.index().known_layers();
     let (stored, candidate, file, archive) = tokio::task::spawn_blocking(move || {
         let stored = store_content(&mut archive, &candidate, &file, &known)?;
         Ok::<_, Error>((stored, candidate, file, archive))
@@ -182,108 +179,17 @@ async fn admit(
     .await??;
     let Candidate { tags, digests, parent, .. } = candidate;
     let content = Content { parent, ..stored };
-    let names: Vec<Reference> = tags.into_iter().chain(digests).collect();
-    let (entry, renamed) = commit(store, cx, content, file, &names, reporter).await?;
-    Ok((entry, renamed, archive))
-}
-
-/// An image whose content is in the blob store.
-#[derive(Debug)]
-pub struct Content {
-    /// Digest and bytes of the configuration.
-    pub config: (Digest, u64),
-    /// Its layers; what they take unpacked is not known yet.
-    pub layers: Vec<LayerRecord>,
-    /// The manifest it came with.
-    pub manifest: Option<Digest>,
-    /// The image it was built on.
-    pub parent: Option<Digest>,
-}
-
-/// Unpacks an image and commits it with its names, all or nothing.
-///
-/// # Errors
-///
-/// Those of the layer store and of the database.
-pub async fn commit(
-    store: &Store,
-    cx: &Ctx,
-    content: Content,
-    file: ImageFile,
-    names: &[Reference],
-    reporter: Option<Reporter>,
-) -> Result<(Entry, Renamed)> {
-    let mut layers = content.layers;
-    let chain = Chain(
-        layers
-            .iter()
-            .map(|l| ChainLayer { diff_id: l.diff_id.clone(), blob: l.blob.clone() })
-            .collect(),
-    );
-    if !layers.is_empty() {
-        let progress = reporter.as_ref().map(Reporter::callback);
-        let unpack = store.layers.unpack(cx, &chain, None, progress);
-        match &reporter {
-            Some(reporter) => reporter.during(unpack).await?,
-            None => unpack.await?,
-        }
-        measure(store, cx, &chain, &mut layers).await?;
-    }
-    let now = Timestamp::now();
-    let (id, config_bytes) = content.config;
-    let record = ImageRecord {
-        layers,
-        config_bytes,
-        manifest: content.manifest,
-        parent: content.parent,
-        loaded: now,
-        last_tagged: None,
-        retired: false,
+    let admission = Admission {
+        names: tags.into_iter().chain(digests).collect(),
+        progress: reporter.as_ref().map(Reporter::callback),
+        ..Admission::new(content, file)
     };
-    store
-        .change(cx, |index| {
-            let mut entry = Entry::new(id.clone(), record, file);
-            if let Some(before) = index.get(&id) {
-                entry.record.last_tagged = before.record.last_tagged;
-                entry.record.loaded = before.record.loaded;
-                entry.record.parent = entry.record.parent.or_else(|| before.record.parent.clone());
-                entry.record.manifest =
-                    entry.record.manifest.or_else(|| before.record.manifest.clone());
-            }
-            let mut changes = vec![put_image(&entry)?];
-            let mut renamed = Vec::new();
-            index.put(entry.clone());
-            for name in names {
-                let before = index.tag(name, &id);
-                changes.push(put_reference(name, &id)?);
-                renamed.extend(before.filter(|b| *b != id).map(|b| (name.familiar(), b)));
-            }
-            Ok((changes, (entry, renamed)))
-        })
-        .await
-}
-
-/// Fills in what each layer takes unpacked: what its stack takes more than the one below.
-async fn measure(store: &Store, cx: &Ctx, chain: &Chain, layers: &mut [LayerRecord]) -> Result<()> {
-    let (mut stack, mut below) = (Chain::default(), 0);
-    for (layer, link) in layers.iter_mut().zip(&chain.0) {
-        stack.0.push(link.clone());
-        let bytes = store.layers.chain_usage(cx, &stack).await?;
-        layer.unpacked = bytes.saturating_sub(below);
-        below = bytes;
-    }
-    Ok(())
-}
-
-/// The layers that are here, by the identity of their stack.
-fn known_layers(store: &Store) -> Arc<BTreeMap<Digest, LayerRecord>> {
-    let index = store.index();
-    let mut known = BTreeMap::new();
-    for entry in index.stored() {
-        let layers = entry.record.layers.iter().cloned();
-        known.extend(entry.record.chain().ids().into_iter().zip(layers));
-    }
-    Arc::new(known)
+    let admitted = store.admit(cx, admission);
+    let (entry, renamed) = match &reporter {
+        Some(reporter) => reporter.during(admitted).await?,
+        None => admitted.await?,
+    };
+    Ok((entry, renamed, archive))
 }
 
 /// Puts everything an image needs into the blob store, and checks that it is what it is said to be.
