@@ -9,6 +9,9 @@
 //!
 //! - `store`: the SDK's `LayerStore`
 //! - `unpack`: one layer from its blob into an instance, single-flight
+//! - `stage`: archives that come before anybody knows what they stand on
+//! - `changes`: what a container changed
+//! - `pins`: what leases keep from collection
 //! - `records`: chains and sizes in the metadata database
 //! - `upkeep`: start, syncing, collection
 //! - `plugin`: registration and configuration
@@ -18,15 +21,18 @@
 //! 1. A committed layer's content has the diff id it is known by, and its blob the digest; both are
 //!    checked while it is unpacked.
 //! 2. Work that several may wait for is done by a task; whoever stops waiting stops nothing.
-//! 3. Nothing is told from a driver's name: whiteouts, depth and options come from its description.
+//! 3. Nothing is told from a driver's name: form, depth and options come from its description.
 //!
 //! # Not here
 //!
 //! Where layers lie: the drivers. Blobs: the content plugin. Which chains are needed: the images.
 
+mod changes;
 mod info;
+mod pins;
 mod plugin;
 mod records;
+mod stage;
 mod store;
 mod unpack;
 mod upkeep;

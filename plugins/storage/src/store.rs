@@ -1,18 +1,22 @@
 //! The SDK's layer store.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::blobs::BlobStore;
-use gantry_sdk::kinds::layers::{Chain, ContainerLayer, InstanceStatus, LayerProgress, LayerStore};
+use gantry_sdk::kinds::layers::{
+    Chain, ContainerLayer, Hold, InstanceStatus, LayerChange, LayerProgress, LayerStore, Staged,
+};
 use gantry_sdk::kinds::storage::{LayerState, Storage, StorageDriver, StorageInfo};
 use gantry_sdk::mounts::{Grants, MountExecutor, MountFd, MountPlan};
 use gantry_sdk::registry::Registry;
 use gantry_sdk::tasks::Tasks;
 use gantry_sdk::{Ctx, Error, ErrorKind, Labels, Result};
 
+use crate::pins::Pins;
 use crate::records::Records;
 use crate::unpack::Flights;
 
@@ -28,6 +32,9 @@ pub(crate) struct Store {
     pub(crate) tasks: Tasks,
     pub(crate) default: String,
     pub(crate) flights: Flights,
+    pub(crate) pins: Arc<Pins>,
+    /// Held while a collection runs.
+    pub(crate) collecting: tokio::sync::Mutex<()>,
     /// Held while the empty layer is made.
     pub(crate) making_empty: tokio::sync::Mutex<()>,
     /// By instance, a layer that is not known to be on disk.
@@ -100,6 +107,8 @@ impl Store {
             tasks,
             default,
             flights: Flights::default(),
+            pins: Arc::default(),
+            collecting: tokio::sync::Mutex::default(),
             making_empty: tokio::sync::Mutex::default(),
             unsynced: Mutex::default(),
             sync_wanted: tokio::sync::Notify::new(),
@@ -157,6 +166,25 @@ impl Store {
         self.unpack_chain(cx, instance, &chain, None).await
     }
 
+    /// Mounts the tree of `chain`, unpacking it first if necessary.
+    pub(crate) async fn mount_chain(
+        self: &Arc<Self>,
+        cx: &Ctx,
+        instance: &Instance,
+        chain: &Chain,
+    ) -> Result<MountFd> {
+        let _kept = self.pins.pin(chain.ids());
+        self.unpack_chain(cx, instance, chain, None).await?;
+        let plan = match chain.id() {
+            Some(id) => instance.driver.plan(cx, id.as_str()).await?,
+            None => {
+                self.make_empty(cx, instance).await?;
+                instance.driver.plan(cx, EMPTY).await?
+            }
+        };
+        self.mount_plan(cx, instance, &plan).await
+    }
+
     async fn make_empty(&self, cx: &Ctx, instance: &Instance) -> Result<()> {
         let _one_at_a_time = self.making_empty.lock().await;
         if instance.has_key(cx, EMPTY).await? {
@@ -202,11 +230,53 @@ impl LayerStore for Handle {
         options: &Labels,
     ) -> Result<ContainerLayer> {
         let instance = self.0.instance(instance)?;
+        let _kept = self.0.pins.pin(chain.ids());
         self.0.unpack_chain(cx, &instance, chain, None).await?;
         let parent = chain.id();
         let parent = parent.as_ref().map(Digest::as_str);
         instance.driver.prepare(cx, key, parent, options).await?;
         Ok(ContainerLayer { key: key.to_owned(), instance: instance.name })
+    }
+
+    async fn stage(
+        &self,
+        _: &Ctx,
+        source: Box<dyn Read + Send>,
+        instance: Option<&str>,
+    ) -> Result<Staged> {
+        self.0.instance(instance)?;
+        self.0.stage_layer(source).await
+    }
+
+    async fn lease(&self, _: &Ctx, chain: &Chain) -> Result<Hold> {
+        Ok(Arc::new(self.0.pins.pin(chain.ids())))
+    }
+
+    async fn changes(
+        &self,
+        cx: &Ctx,
+        layer: &ContainerLayer,
+        chain: &Chain,
+    ) -> Result<Vec<LayerChange>> {
+        self.0.layer_changes(cx, layer, chain).await
+    }
+
+    async fn diff(
+        &self,
+        cx: &Ctx,
+        layer: &ContainerLayer,
+        chain: &Chain,
+        out: Box<dyn Write + Send>,
+    ) -> Result<()> {
+        self.0.layer_diff(cx, layer, chain, out).await
+    }
+
+    async fn removing(&self, cx: &Ctx) -> Result<u64> {
+        let mut sum = 0u64;
+        for instance in self.0.all_instances()? {
+            sum = sum.saturating_add(instance.driver.removing(cx).await?);
+        }
+        Ok(sum)
     }
 
     async fn mount(&self, cx: &Ctx, layer: &ContainerLayer) -> Result<MountFd> {
@@ -228,15 +298,7 @@ impl LayerStore for Handle {
         instance: Option<&str>,
     ) -> Result<MountFd> {
         let instance = self.0.instance(instance)?;
-        self.0.unpack_chain(cx, &instance, chain, None).await?;
-        let plan = match chain.id() {
-            Some(id) => instance.driver.plan(cx, id.as_str()).await?,
-            None => {
-                self.0.make_empty(cx, &instance).await?;
-                instance.driver.plan(cx, EMPTY).await?
-            }
-        };
-        self.0.mount_plan(cx, &instance, &plan).await
+        self.0.mount_chain(cx, &instance, chain).await
     }
 
     async fn remove(&self, cx: &Ctx, layer: &ContainerLayer) -> Result<()> {
@@ -272,8 +334,8 @@ impl LayerStore for Handle {
         Ok(sizes)
     }
 
-    async fn collect(&self, cx: &Ctx, keep: &[Chain]) -> Result<()> {
-        self.0.collect_chains(cx, keep).await
+    async fn collect(&self, _: &Ctx, keep: &[Chain]) -> Result<()> {
+        self.0.collect(keep.iter().flat_map(Chain::ids).collect()).await
     }
 
     async fn details(&self, cx: &Ctx, layer: &ContainerLayer) -> Result<Labels> {

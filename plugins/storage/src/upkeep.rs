@@ -5,7 +5,6 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::layers::Chain;
 use gantry_sdk::kinds::storage::{Layer, LayerState};
 use gantry_sdk::{Ctx, ErrorKind, Result};
 
@@ -106,14 +105,26 @@ impl Store {
         Ok(0)
     }
 
-    /// Removes the unpacked layers that neither `keep` nor a container needs.
-    pub(crate) async fn collect_chains(&self, cx: &Ctx, keep: &[Chain]) -> Result<()> {
-        let keep: BTreeSet<Digest> = keep.iter().flat_map(Chain::ids).collect();
+    /// Removes the unpacked layers that neither `keep`, a lease nor a container needs. Goes on when
+    /// nobody waits any more: a removal that is forgotten half-way would look like a layer.
+    pub(crate) async fn collect(self: &Arc<Self>, keep: BTreeSet<Digest>) -> Result<()> {
+        let store = self.clone();
+        let collecting =
+            self.tasks.spawn("collect-layers", async move { store.collect_layers(keep).await });
+        collecting.await?
+    }
+
+    async fn collect_layers(&self, mut keep: BTreeSet<Digest>) -> Result<()> {
+        let cx = &Ctx::background();
+        let _one_at_a_time = self.collecting.lock().await;
+        let collection = self.pins.collect();
+        keep.extend(collection.kept());
         let (mut gone, mut left) = (BTreeSet::new(), BTreeSet::new());
         for instance in self.all_instances()? {
             let layers = self.list_all(cx, &instance).await?;
             for key in removable(&layers, &keep) {
                 let Ok(id) = key.parse::<Digest>() else { continue };
+                let Some(_mark) = collection.mark(&id) else { continue };
                 match instance.driver.remove(cx, &key).await {
                     Ok(()) => drop(gone.insert(id)),
                     // Somebody has begun to use it since we looked.

@@ -8,25 +8,32 @@ use serde::{Deserialize, Serialize};
 use crate::mounts::MountPlan;
 use crate::{Labels, kind};
 
-/// How a driver wants deletions to be written into a layer that is being unpacked.
+/// What a layer is while it is being unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Whiteouts {
-    /// A character device 0:0, and `trusted.overlay.opaque` on replaced directories: the layer is
-    /// unpacked into its own directory, without its parents in sight.
-    OverlayChardev,
-    /// The entry is removed: the layer is unpacked over a copy of its parents.
-    Remove,
+pub enum LayerForm {
+    /// A directory of its own, without its parents in sight. A deletion is a character device 0:0,
+    /// a replaced directory has `trusted.overlay.opaque`.
+    OverlayDirectory,
+    /// A copy of its parents, over which it is unpacked. A deletion removes the entry.
+    MergedTree,
+    /// One EROFS image, the file [`EROFS_LAYER`] in the directory that
+    /// [`StorageDriver::unpack_plan`] mounts. Deletions inside are those of an overlay.
+    ErofsImage,
 }
+
+/// The name of the image of a layer of [`LayerForm::ErofsImage`].
+pub const EROFS_LAYER: &str = "layer.erofs";
 
 /// What a driver can do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StorageInfo {
-    /// How deletions are written.
-    pub whiteouts: Whiteouts,
+    /// What a layer is while it is unpacked.
+    pub form: LayerForm,
     /// The most committed layers beneath a writable one.
     pub max_depth: u32,
-    /// Whether a layer can be unpacked before its parent is there.
+    /// Whether a layer can be unpacked before its parent is there, and be given it afterwards by
+    /// [`StorageDriver::rebase`].
     pub parallel_unpack: bool,
     /// Option names that [`StorageDriver::prepare`] honours, such as `size`.
     pub options: Vec<String>,
@@ -71,7 +78,7 @@ kind! {
     /// - Calls for different keys may run at the same time.
     ///
     /// The rules are tested by `gantry_testkit::storage_driver_contract!`.
-    pub trait StorageDriver: Storage = "storage" (1, 0), budget Some(Duration::from_secs(60)) => {
+    pub trait StorageDriver: Storage = "storage" (1, 1), budget Some(Duration::from_secs(60)) => {
         /// Makes a writable layer `key` on the committed layer `parent` and returns how to mount it.
         /// Again with the same parent: the same plan.
         ///
@@ -83,8 +90,19 @@ kind! {
         async fn prepare(&self, cx: &Ctx, key: &str, parent: Option<&str>, options: &Labels) -> Result<MountPlan>;
 
         /// How to mount the directory into which the layer store unpacks the active layer `key`: for
-        /// [`Whiteouts::OverlayChardev`] the layer alone, otherwise the whole tree.
+        /// [`LayerForm::OverlayDirectory`] the layer alone, for [`LayerForm::MergedTree`] the whole
+        /// tree, for [`LayerForm::ErofsImage`] where its image is to be.
         async fn unpack_plan(&self, cx: &Ctx, key: &str) -> Result<MountPlan>;
+
+        /// Gives the active layer `key`, prepared without a parent, the committed layer `parent`
+        /// below it. Again with the same parent: nothing.
+        ///
+        /// # Errors
+        ///
+        /// `NotFound`: no active layer `key`, no layer `parent`. `Conflict`: `key` has another parent,
+        /// or `parent` is active. `InvalidArgument`: a depth above [`StorageInfo::max_depth`].
+        /// `Unsupported` unless [`StorageInfo::parallel_unpack`].
+        async fn rebase(&self, cx: &Ctx, key: &str, parent: Option<&str>) -> Result<()>;
 
         /// How to mount layer `key`: an active one writable, a committed one read-only.
         ///
@@ -118,6 +136,10 @@ kind! {
         /// Bytes and inodes that layer `key` adds to its parent: the lengths of files and links, each
         /// inode once. Directories count as inodes only, so that an empty layer has no bytes.
         async fn usage(&self, cx: &Ctx, key: &str) -> Result<(u64, u64)>;
+
+        /// Bytes of removed layers that are still on disk, because removing goes on in the background;
+        /// counted as [`StorageDriver::usage`] counts.
+        async fn removing(&self, cx: &Ctx) -> Result<u64>;
 
         /// Makes a committed layer durable before it is relied upon.
         async fn sync(&self, cx: &Ctx, key: &str) -> Result<()>;

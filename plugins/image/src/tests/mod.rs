@@ -14,7 +14,9 @@ use gantry_content::metadata::Database;
 use gantry_sdk::events::{Event, EventBus};
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::images::{ImageUser, ImageUserSource, ImageUsers};
-use gantry_sdk::kinds::layers::{Chain, ContainerLayer, InstanceStatus, LayerProgress, LayerStore};
+use gantry_sdk::kinds::layers::{
+    Chain, ContainerLayer, Hold, InstanceStatus, LayerChange, LayerProgress, LayerStore, Staged,
+};
 use gantry_sdk::mounts::{Grants, MountFd};
 use gantry_sdk::registry::Registry;
 use gantry_sdk::route::{Payload, Query, Response, empty_body};
@@ -41,6 +43,10 @@ fn unused<T>() -> Result<T> {
 
 #[async_trait]
 impl LayerStore for FakeLayers {
+    async fn choose(&self, _: &Ctx, _: &gantry_sdk::kinds::layers::Wanted) -> Result<String> {
+        Ok("fake".to_owned())
+    }
+
     async fn unpack(
         &self,
         _: &Ctx,
@@ -55,6 +61,54 @@ impl LayerStore for FakeLayers {
             }
         }
         Ok(())
+    }
+    async fn stage(
+        &self,
+        _: &Ctx,
+        source: Box<dyn Read + Send>,
+        _: Option<&str>,
+    ) -> Result<Staged> {
+        let drain = |chunks: &mut gantry_archive::Chunks| {
+            std::io::copy(chunks, &mut std::io::sink()).map_err(gantry_archive::ArchiveError::Read)
+        };
+        let (_, passed) = gantry_archive::decompressed(source, drain)
+            .map_err(|e| Error::invalid("cannot read the archive").caused_by(e))?;
+        let compression = match passed.compression {
+            gantry_archive::Compression::None => "",
+            gantry_archive::Compression::Gzip => "gzip",
+            gantry_archive::Compression::Zstd => "zstd",
+        };
+        Ok(Staged {
+            diff_id: passed.diff_id.parse()?,
+            blob: passed.digest.unwrap_or_default().parse()?,
+            bytes: passed.bytes,
+            compression: compression.to_owned(),
+            unpacked: passed.diff_bytes,
+            hold: Arc::new(()),
+        })
+    }
+    async fn lease(&self, _: &Ctx, _: &Chain) -> Result<Hold> {
+        Ok(Arc::new(()))
+    }
+    async fn changes(
+        &self,
+        _: &Ctx,
+        _: &ContainerLayer,
+        _: &Chain,
+    ) -> Result<Vec<LayerChange>> {
+        Ok(Vec::new())
+    }
+    async fn diff(
+        &self,
+        _: &Ctx,
+        _: &ContainerLayer,
+        _: &Chain,
+        mut out: Box<dyn Write + Send>,
+    ) -> Result<()> {
+        out.write_all(&[0; 1024]).map_err(|e| Error::io("write", "a diff", e))
+    }
+    async fn removing(&self, _: &Ctx) -> Result<u64> {
+        Ok(0)
     }
     async fn create(
         &self,

@@ -184,22 +184,7 @@ impl Layers {
 
     fn reserve(&self, key: &str, parent: Option<&str>, max_depth: usize) -> Result<Reserved> {
         check_key(key)?;
-        let below = match parent {
-            Some(parent) => {
-                let chain = self.chain(parent)?;
-                if chain.len() > max_depth {
-                    let depth = chain.len();
-                    return Err(Error::invalid(format!(
-                        "layer {key} would have {depth} layers below, the limit is {max_depth}"
-                    )));
-                }
-                chain.into_iter().next()
-            }
-            None => None,
-        };
-        if let Some(below) = below.as_ref().filter(|below| below.is_active()) {
-            return Err(Error::conflict(format!("layer {} is not committed", below.key)));
-        }
+        let below = parent.map(|parent| self.base(key, parent, max_depth)).transpose()?;
         let mut table = self.table();
         match table.slots.get(key) {
             Some(Slot::Ready(found)) if found.is_active() && found.parent.as_deref() == parent => {
@@ -226,6 +211,60 @@ impl Layers {
         let parent = parent.map(str::to_owned);
         let record = Record { id, key: key.to_owned(), parent, state: State::Active };
         Ok(Reserved::Ours(record, below))
+    }
+
+    /// The layer `parent`, if `key` can stand on it.
+    fn base(&self, key: &str, parent: &str, max_depth: usize) -> Result<Record> {
+        let chain = self.chain(parent)?;
+        let depth = chain.len();
+        if depth > max_depth {
+            return Err(Error::invalid(format!(
+                "layer {key} would have {depth} layers below, the limit is {max_depth}"
+            )));
+        }
+        match chain.into_iter().next() {
+            Some(base) if !base.is_active() => Ok(base),
+            _ => Err(Error::conflict(format!("layer {parent} is not committed"))),
+        }
+    }
+
+    /// Puts the active layer `key`, which stands on nothing, onto `parent`.
+    ///
+    /// # Errors
+    ///
+    /// As [`rebase`](gantry_sdk::kinds::storage::StorageDriver::rebase).
+    pub fn rebase(&self, key: &str, parent: Option<&str>, max_depth: usize) -> Result<()> {
+        if let Some(parent) = parent {
+            self.base(key, parent, max_depth)?;
+        }
+        let (old, new) = {
+            let mut table = self.table();
+            let old = table.ready(key)?.clone();
+            if !old.is_active() {
+                return Err(Error::not_found(format!("no active layer {key}")));
+            }
+            match (old.parent.as_deref(), parent) {
+                (before, after) if before == after => return Ok(()),
+                (None, Some(parent)) => {
+                    // It may have gone between the two looks.
+                    table.ready(parent)?;
+                    table.children.entry(parent.to_owned()).or_default().insert(key.to_owned());
+                }
+                _ => return Err(Error::conflict(format!("layer {key} stands on another layer"))),
+            }
+            table.slots.insert(key.to_owned(), Slot::Reserved);
+            let new = Record { parent: parent.map(str::to_owned), ..old.clone() };
+            (old, new)
+        };
+        let written = self.rewrite(&new);
+        let mut table = self.table();
+        if written.is_ok() {
+            table.insert(new);
+        } else {
+            table.forget(key, new.parent.as_ref());
+            table.insert(old);
+        }
+        written
     }
 
     fn make(

@@ -178,6 +178,17 @@ impl Layers {
         outcome
     }
 
+    /// Apparent bytes of what lies in the trash.
+    ///
+    /// # Errors
+    ///
+    /// What the walk reports.
+    pub fn trash_bytes(&self) -> Result<u64> {
+        gantry_sys::path::usage(&self.trash)
+            .map(|usage| usage.apparent_bytes)
+            .map_err(|e| Error::internal("cannot measure removed layers", e))
+    }
+
     /// Waits until there may be something in the trash.
     pub async fn trashed(&self) {
         self.trashed.notified().await;
@@ -299,6 +310,44 @@ mod tests {
         let layers = restart(&dir);
         assert_eq!(layers.recover().unwrap(), ["ghost", "orphan"]);
         assert_eq!(restart(&dir).list(None, 10), []);
+    }
+
+    #[test]
+    fn a_layer_without_a_parent_gets_one_for_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = restart(&dir);
+        for name in ["a", "b"] {
+            layers.prepare("key", None, 9, fill).unwrap();
+            layers.commit("key", name).unwrap();
+        }
+        layers.prepare("rw", None, 9, fill).unwrap();
+        layers.rebase("rw", None, 9).unwrap();
+        let refused = [("rw", "none"), ("none", "a"), ("a", "b")];
+        for (key, parent) in refused {
+            let error = layers.rebase(key, Some(parent), 9).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotFound, "{key} on {parent}");
+        }
+        let deep = layers.rebase("rw", Some("a"), 0).unwrap_err();
+        assert_eq!(deep.kind(), ErrorKind::InvalidArgument);
+        layers.rebase("rw", Some("a"), 9).unwrap();
+        layers.rebase("rw", Some("a"), 9).unwrap();
+        assert_eq!(layers.rebase("rw", Some("b"), 9).unwrap_err().kind(), ErrorKind::Conflict);
+        assert_eq!(layers.rebase("rw", None, 9).unwrap_err().kind(), ErrorKind::Conflict);
+        assert_eq!(layers.remove("a").unwrap_err().kind(), ErrorKind::Busy);
+        layers.remove("b").unwrap();
+        assert_eq!(restart(&dir).get("rw").unwrap().parent.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn what_is_removed_is_counted_until_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = restart(&dir);
+        let record = layers.prepare("key", None, 9, fill).unwrap();
+        std::fs::write(dir.path().join(record.content()).join("file"), [1; 5000]).unwrap();
+        layers.remove("key").unwrap();
+        assert_eq!(layers.trash_bytes().unwrap(), 5000);
+        layers.empty_trash().unwrap();
+        assert_eq!(layers.trash_bytes().unwrap(), 0);
     }
 
     #[test]

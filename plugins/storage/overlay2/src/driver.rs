@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use gantry_layer_dirs::{Layers, Record};
-use gantry_sdk::kinds::storage::{Layer, StorageDriver, StorageInfo, Whiteouts};
+use gantry_sdk::kinds::storage::{Layer, LayerForm, StorageDriver, StorageInfo};
 use gantry_sdk::mounts::{MAX_LOWERS, MountPlan, OverlayFlags, PathRef, Place, Step};
 use gantry_sdk::{Ctx, Error, Labels, Result};
 
@@ -26,7 +26,7 @@ impl Overlay2 {
     pub fn new(layers: Arc<Layers>) -> Self {
         let row = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let info = StorageInfo {
-            whiteouts: Whiteouts::OverlayChardev,
+            form: LayerForm::OverlayDirectory,
             max_depth: u32::try_from(MAX_DEPTH).unwrap_or(u32::MAX),
             parallel_unpack: true,
             options: Vec::new(),
@@ -121,6 +121,11 @@ impl StorageDriver for Overlay2 {
         Ok(MountPlan::of(vec![Step::Bind { source, read_only: false, recursive: false }]))
     }
 
+    async fn rebase(&self, _: &Ctx, key: &str, parent: Option<&str>) -> Result<()> {
+        let (key, parent) = (key.to_owned(), parent.map(str::to_owned));
+        self.blocking(move |layers| layers.rebase(&key, parent.as_deref(), MAX_DEPTH)).await
+    }
+
     async fn plan(&self, _: &Ctx, key: &str) -> Result<MountPlan> {
         self.plan_of(key)
     }
@@ -147,6 +152,10 @@ impl StorageDriver for Overlay2 {
     async fn usage(&self, _: &Ctx, key: &str) -> Result<(u64, u64)> {
         let key = key.to_owned();
         self.blocking(move |layers| layers.own_usage(&key)).await
+    }
+
+    async fn removing(&self, _: &Ctx) -> Result<u64> {
+        self.blocking(Layers::trash_bytes).await
     }
 
     async fn sync(&self, _: &Ctx, key: &str) -> Result<()> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use gantry_archive::ArchiveError;
 use gantry_layer_dirs::{Layers, NewLayer, Record};
-use gantry_sdk::kinds::storage::{Layer, StorageDriver, StorageInfo, Whiteouts};
+use gantry_sdk::kinds::storage::{Layer, LayerForm, StorageDriver, StorageInfo};
 use gantry_sdk::mounts::{MountPlan, PathRef, Place, Step};
 use gantry_sdk::{Ctx, Error, ErrorKind, Labels, Result};
 
@@ -87,6 +87,12 @@ impl StorageDriver for Vfs {
         Ok(Self::bind(&record))
     }
 
+    async fn rebase(&self, _: &Ctx, key: &str, _: Option<&str>) -> Result<()> {
+        Err(Error::unsupported(format!(
+            "layer {key} is a copy of its parent: vfs cannot change that"
+        )))
+    }
+
     async fn plan(&self, _: &Ctx, key: &str) -> Result<MountPlan> {
         self.layers.get(key).map(|record| Self::bind(&record))
     }
@@ -125,6 +131,10 @@ impl StorageDriver for Vfs {
         .await
     }
 
+    async fn removing(&self, _: &Ctx) -> Result<u64> {
+        self.blocking(Layers::trash_bytes).await
+    }
+
     async fn sync(&self, _: &Ctx, key: &str) -> Result<()> {
         self.layers.get(key)?;
         self.blocking(Layers::sync).await
@@ -140,7 +150,7 @@ impl StorageDriver for Vfs {
 
     fn describe(&self) -> StorageInfo {
         StorageInfo {
-            whiteouts: Whiteouts::Remove,
+            form: LayerForm::MergedTree,
             max_depth: u32::try_from(MAX_DEPTH).unwrap_or(u32::MAX),
             parallel_unpack: false,
             options: Vec::new(),

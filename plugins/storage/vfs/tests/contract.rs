@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use gantry_archive::{CreateOptions, ExtractOptions, Limits, Source, Whiteouts};
 use gantry_layer_dirs::Layers;
-use gantry_sdk::kinds::storage::{StorageDriver, Whiteouts as Style};
+use gantry_sdk::kinds::storage::{LayerForm, StorageDriver};
 use gantry_storage_vfs::{STEPS, Vfs};
 use gantry_testkit::storage::{Fixture, Mover};
 
@@ -21,11 +21,12 @@ impl Mover for Archives {
         archive: &[u8],
         target: BorrowedFd<'_>,
         below: Option<BorrowedFd<'_>>,
-        style: Style,
+        form: LayerForm,
     ) -> Result<(), String> {
-        let whiteouts = match style {
-            Style::OverlayChardev => Whiteouts::Overlay,
-            Style::Remove => Whiteouts::Remove,
+        let whiteouts = match form {
+            LayerForm::OverlayDirectory => Whiteouts::Overlay,
+            LayerForm::MergedTree => Whiteouts::Remove,
+            LayerForm::ErofsImage => return Err("not a form of this driver".to_owned()),
         };
         // Small file systems must be filled to the end.
         let limits = Limits { reserve_bytes: 0, ..Limits::default() };
@@ -37,16 +38,17 @@ impl Mover for Archives {
         &self,
         layer: BorrowedFd<'_>,
         below: Option<BorrowedFd<'_>>,
-        style: Style,
+        form: LayerForm,
     ) -> Result<Vec<u8>, String> {
         let mut out = Vec::new();
-        let written = match style {
-            Style::OverlayChardev => {
+        let written = match form {
+            LayerForm::OverlayDirectory => {
                 let source = Source::OverlayUpper;
                 let options = CreateOptions { source, ..CreateOptions::default() };
                 gantry_archive::create(layer, &mut out, &options)
             }
-            Style::Remove => gantry_archive::create_from_changes(below, layer, &mut out),
+            LayerForm::ErofsImage => return Err("not a form of this driver".to_owned()),
+            LayerForm::MergedTree => gantry_archive::create_from_changes(below, layer, &mut out),
         };
         written.map(|_| out).map_err(|e| format!("{e:?}"))
     }

@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gantry_sdk::kinds::storage::{StorageDriver, StorageInfo, Whiteouts};
+use gantry_sdk::kinds::storage::{LayerForm, StorageDriver, StorageInfo};
 use gantry_sdk::mounts::{Grants, MountExecutor, MountFd, MountPlan};
 use gantry_sdk::{Ctx, Labels, Result};
 
@@ -63,7 +63,7 @@ pub trait Mover: Send + Sync {
         archive: &[u8],
         target: BorrowedFd<'_>,
         below: Option<BorrowedFd<'_>>,
-        whiteouts: Whiteouts,
+        form: LayerForm,
     ) -> std::result::Result<(), String>;
 
     /// Archives what the directory of an active layer changes over `below`.
@@ -75,7 +75,7 @@ pub trait Mover: Send + Sync {
         &self,
         layer: BorrowedFd<'_>,
         below: Option<BorrowedFd<'_>>,
-        whiteouts: Whiteouts,
+        form: LayerForm,
     ) -> std::result::Result<Vec<u8>, String>;
 }
 
@@ -196,10 +196,10 @@ impl Fixture {
         let plan = self.driver.unpack_plan(&cx(), key).await.map_err(|e| e.chain())?;
         let target = self.mount(&plan).await;
         let below = self.below(parent).await;
-        let (mover, whiteouts) = (self.mover.clone(), self.info().whiteouts);
+        let (mover, form) = (self.mover.clone(), self.info().form);
         let archive = archive.to_vec();
         let work = move || {
-            mover.apply(&archive, target.as_fd(), below.as_ref().map(AsFd::as_fd), whiteouts)
+            mover.apply(&archive, target.as_fd(), below.as_ref().map(AsFd::as_fd), form)
         };
         let outcome = tokio::task::spawn_blocking(work).await.expect("the mover");
         if outcome.is_err() {
@@ -210,8 +210,8 @@ impl Fixture {
 
     /// The layers below, for a layer that is unpacked alone.
     async fn below(&self, parent: Option<&str>) -> Option<MountFd> {
-        match (parent, self.info().whiteouts) {
-            (Some(parent), Whiteouts::OverlayChardev) => Some(self.open(parent).await),
+        match (parent, self.info().form) {
+            (Some(parent), LayerForm::OverlayDirectory) => Some(self.open(parent).await),
             _ => None,
         }
     }
@@ -236,7 +236,7 @@ impl Fixture {
             None => None,
         };
         let below = below.as_ref().map(AsFd::as_fd);
-        self.mover.diff(layer.as_fd(), below, self.info().whiteouts).expect("diff")
+        self.mover.diff(layer.as_fd(), below, self.info().form).expect("diff")
     }
 
     /// Everything in the layer `key` as a container sees it.

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use gantry_sdk::kinds::storage::Whiteouts;
+use gantry_sdk::kinds::storage::LayerForm;
 
 use super::{Fixture, cx, path_of};
 use crate::archive::Tar;
@@ -99,7 +99,7 @@ pub async fn layers_mean_what_a_plain_directory_shows(f: &mut Fixture) {
     for (n, layer) in layers.into_iter().enumerate() {
         let archive = layer.end();
         let dir = fs::File::open(&plain).unwrap();
-        f.mover.apply(&archive, dir.as_fd(), None, Whiteouts::Remove).unwrap();
+        f.mover.apply(&archive, dir.as_fd(), None, LayerForm::MergedTree).unwrap();
         let name = format!("l{n}");
         f.layer_from(&name, parent.as_deref(), &archive).await;
         assert_same(&snapshot(&plain).unwrap(), &f.snapshot(&name).await, &name);
