@@ -11,7 +11,7 @@ use gantry_sdk::api::network::EndpointSettings;
 use gantry_sdk::api::version::request::NewContainer;
 use gantry_sdk::id::ContainerId;
 use gantry_sdk::kinds::images::{Image, Images};
-use gantry_sdk::kinds::layers::{ContainerLayer, Layers};
+use gantry_sdk::kinds::layers::{ContainerLayer, Layers, Wanted};
 use gantry_sdk::kinds::logs::Log;
 use gantry_sdk::kinds::networks::Networks;
 use gantry_sdk::kinds::runtime::Runtimes;
@@ -29,6 +29,8 @@ use crate::spec::{self, MountKind, WantedMount};
 use crate::state::State;
 use crate::task::Task;
 
+/// The storage instance, as a storage option so that unmodified clients can say it.
+pub const DRIVER_OPTION: &str = "gantry.driver";
 /// Tries for a free random name.
 const NAME_TRIES: u32 = 64;
 
@@ -88,7 +90,7 @@ pub async fn create(
             host,
             endpoints,
         };
-        match make(engine, cx, &mut record).await {
+        match make(engine, cx, &mut record, &image).await {
             Ok(()) => Ok(record),
             Err(error) => Err(undo(engine, &mut record, error).await),
         }
@@ -248,15 +250,27 @@ async fn check_drivers(engine: &Engine, cx: &Ctx, host: &HostConfig) -> Result<(
 }
 
 /// Makes what the record describes, completing it on the way; the record is on disk at the end.
-async fn make(engine: &Arc<Engine>, cx: &Ctx, record: &mut Record) -> Result<()> {
-    let mut options: Labels = record.host.storage_opt.clone().unwrap_or_default();
-    // Ours, as a storage option so that unmodified clients can say it.
-    let instance = options.remove("gantry.driver");
+async fn make(engine: &Arc<Engine>, cx: &Ctx, record: &mut Record, image: &Image) -> Result<()> {
     let layers = engine.registry.only::<Layers>()?;
+    let wanted = Wanted {
+        instance: record.host.storage_opt.as_ref().and_then(|o| o.get(DRIVER_OPTION)).cloned(),
+        image: record.image.clone(),
+        labels: image.config.labels.clone(),
+        runtime: record.runtime.clone(),
+    };
+    let instance = layers.choose(cx, &wanted).await?;
+    let options = storage_options(&record.host);
     record.layer =
-        layers.create(cx, record.id.as_str(), &record.chain, instance.as_deref(), &options).await?;
+        layers.create(cx, record.id.as_str(), &record.chain, Some(&instance), &options).await?;
     record.mounts = make_mounts(engine, cx, record).await?;
     engine.save(record).await
+}
+
+/// What the storage driver is asked for.
+pub fn storage_options(host: &HostConfig) -> Labels {
+    let mut options: Labels = host.storage_opt.clone().unwrap_or_default();
+    options.remove(DRIVER_OPTION);
+    options
 }
 
 async fn undo(engine: &Engine, record: &mut Record, cause: Error) -> Error {

@@ -1,8 +1,10 @@
 //! The way to a container for everybody but its task: a mailbox and a view.
 
-use std::sync::Arc;
+use std::any::Any;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use gantry_sdk::kinds::layers::ContainerLayer;
 use gantry_sdk::kinds::runtime::{Attach, ContainerProcess};
 use gantry_sdk::{Error, Result};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -57,9 +59,19 @@ pub enum Message {
     },
     /// Attach a client, now or from the first byte of the next start.
     Attach(Attach),
+    /// Stay as it is — neither started nor removed — while what this points to lives.
+    Hold(HoldMark),
+    /// The writable layer is elsewhere now; only while held.
+    Moved {
+        /// Where.
+        layer: ContainerLayer,
+    },
     /// The daemon is ending and `live-restore` is off: end the container, keep its policy.
     ShutDown,
 }
+
+/// Lives as long as somebody holds a container.
+pub type HoldMark = Weak<dyn Any + Send + Sync>;
 
 /// A message and where its reply goes.
 pub(crate) type Envelope = (Message, oneshot::Sender<Result<()>>);

@@ -29,6 +29,7 @@ use async_trait::async_trait;
 use gantry_sdk::kinds::containers::Containers;
 use gantry_sdk::kinds::images::ImageUsers;
 use gantry_sdk::kinds::info::{DiskUsage, Info};
+use gantry_sdk::kinds::layer_users::LayerUsers;
 use gantry_sdk::registry::Kind as _;
 use gantry_sdk::{
     ConfigView, Context, Descriptor, Init, Need, Phase, Plugin, Provide, Registration, Result,
@@ -68,6 +69,7 @@ static DESCRIPTOR: Descriptor = Descriptor {
     provides: &[
         Provide::new(Containers::NAME, "local"),
         Provide::new(ImageUsers::NAME, "container"),
+        Provide::new(LayerUsers::NAME, "container"),
         Provide::new(Info::NAME, "container"),
         Provide::new(DiskUsage::NAME, "container"),
     ],
@@ -101,6 +103,7 @@ impl Plugin for ContainerPlugin {
         let service = Arc::new(Service(engine.clone()));
         cx.provide::<Containers>("local", service.clone())?;
         cx.provide::<ImageUsers>("container", service.clone())?;
+        cx.provide::<LayerUsers>("container", service.clone())?;
         cx.provide::<Info>("container", service.clone())?;
         cx.provide::<DiskUsage>("container", service)?;
         handlers::bind(cx, &engine);

@@ -9,13 +9,18 @@ use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::containers::{ContainerBrief, ContainerStore};
 use gantry_sdk::kinds::images::{ImageUser, ImageUserSource};
 use gantry_sdk::kinds::info::{DiskUsageSource, InfoSource};
+use gantry_sdk::kinds::layer_users::{LayerUse, LayerUserSource};
+use gantry_sdk::kinds::layers::{ContainerLayer, Hold};
 use gantry_sdk::kinds::runtime::Runtimes;
 use gantry_sdk::{Ctx, Error, Result};
 use serde_json::{Map, Value, json};
 
+use crate::create::storage_options;
 use crate::engine::Engine;
+use crate::handle::{Message, View};
 use crate::handlers::list::sizes;
 use crate::show;
+use crate::state::State;
 
 /// The container store to others.
 #[derive(Debug)]
@@ -26,7 +31,7 @@ impl ContainerStore for Service {
     async fn briefs(&self, _: &Ctx) -> Result<Vec<ContainerBrief>> {
         let mut views = self.0.views();
         views.sort_by_key(|v| v.record.created);
-        let brief = |view: &Arc<crate::handle::View>| ContainerBrief {
+        let brief = |view: &Arc<View>| ContainerBrief {
             id: view.record.id.to_string(),
             name: view.record.name.clone(),
             status: view.state.word(),
@@ -47,6 +52,35 @@ impl ImageUserSource for Service {
                 running: view.state.is_running(),
             })
             .collect())
+    }
+}
+
+#[async_trait]
+impl LayerUserSource for Service {
+    async fn users(&self, _: &Ctx) -> Result<Vec<LayerUse>> {
+        let mut views = self.0.views();
+        views.sort_by_key(|v| v.record.created);
+        let layer_use = |view: &Arc<View>| LayerUse {
+            container: view.record.id.to_string(),
+            name: view.record.name.clone(),
+            image: view.record.image.clone(),
+            chain: view.record.chain.clone(),
+            layer: view.record.layer.clone(),
+            options: storage_options(&view.record.host),
+            running: matches!(view.state, State::Running { .. } | State::Restarting { .. }),
+            started: view.record.life.started,
+        };
+        Ok(views.iter().filter(|v| !v.removed).map(layer_use).collect())
+    }
+
+    async fn hold(&self, _: &Ctx, container: &str) -> Result<Hold> {
+        let hold: Hold = Arc::new(());
+        self.0.find(container)?.ask(Message::Hold(Arc::downgrade(&hold))).await?;
+        Ok(hold)
+    }
+
+    async fn moved(&self, _: &Ctx, container: &str, layer: &ContainerLayer) -> Result<()> {
+        self.0.find(container)?.ask(Message::Moved { layer: layer.clone() }).await
     }
 }
 

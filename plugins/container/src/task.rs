@@ -6,14 +6,16 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use gantry_sdk::kinds::layers::ContainerLayer;
 use gantry_sdk::kinds::runtime::{Attach, ContainerProcess, Exit};
 use gantry_sdk::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::create::DRIVER_OPTION;
 use crate::engine::Engine;
-use crate::handle::{Envelope, Handle, Message, StopGrace, View};
+use crate::handle::{Envelope, Handle, HoldMark, Message, StopGrace, View};
 use crate::journal;
 use crate::launch;
 use crate::record::Record;
@@ -48,6 +50,7 @@ pub(crate) struct Task {
     restart_at: Option<Instant>,
     backoff: Backoff,
     waiting: Vec<Attach>,
+    held: Option<HoldMark>,
     view: watch::Sender<Arc<View>>,
 }
 
@@ -99,6 +102,7 @@ impl Task {
             restart_at: None,
             backoff: Backoff::default(),
             waiting: Vec::new(),
+            held: None,
             view,
         };
         if let Some(process) = process {
@@ -163,6 +167,8 @@ impl Task {
             Message::Remove { force, volumes } => return self.remove(force, volumes, reply).await,
             Message::Rename { name } => self.rename(name).await,
             Message::Attach(attach) => self.attach(attach).await,
+            Message::Hold(mark) => self.hold(mark),
+            Message::Moved { layer } => self.moved(layer).await,
             Message::ShutDown => {
                 let signal = launch::stop_signal(&self.record.config);
                 let grace = self.own_grace();
@@ -201,6 +207,7 @@ impl Task {
 
     async fn start(&mut self) -> Result<()> {
         self.state.decide(Command::Start).map_err(|r| self.refuse(r))?;
+        self.refuse_if_held()?;
         self.restart_at = None;
         if self.ended.is_some() {
             self.settle().await; // the run directory is needed again
@@ -446,6 +453,10 @@ impl Task {
     }
 
     async fn remove(&mut self, force: bool, volumes: bool, reply: oneshot::Sender<Result<()>>) {
+        if let Err(error) = self.refuse_if_held() {
+            let _ = reply.send(Err(error));
+            return;
+        }
         match self.state.decide(Command::Remove { force }) {
             Ok(Action::KillAndCleanUp) if self.state.is_running() => {
                 self.record.life.stopped_by_hand = true;
@@ -500,6 +511,54 @@ impl Task {
         self.engine.release_name(&old, &self.record.id);
         self.publish();
         self.engine.report(&self.record, "rename", &[("oldName", format!("/{old}"))]);
+        Ok(())
+    }
+
+    fn is_held(&self) -> bool {
+        self.held.as_ref().is_some_and(|mark| mark.strong_count() > 0)
+    }
+
+    fn refuse_if_held(&self) -> Result<()> {
+        if !self.is_held() {
+            return Ok(());
+        }
+        let id = &self.record.id;
+        Err(Error::conflict(format!("container {id} is being moved to another storage instance")))
+    }
+
+    fn hold(&mut self, mark: HoldMark) -> Result<()> {
+        self.refuse_if_held()?;
+        match &self.state {
+            State::Created | State::Exited { .. } => {
+                self.held = Some(mark);
+                Ok(())
+            }
+            other => {
+                let (id, word) = (&self.record.id, other.word());
+                Err(Error::conflict(format!("container {id} is {word}; stop it first")))
+            }
+        }
+    }
+
+    async fn moved(&mut self, layer: ContainerLayer) -> Result<()> {
+        if self.record.layer == layer {
+            return Ok(());
+        }
+        if !self.is_held() {
+            return Err(Error::conflict(format!("container {} is not held", self.record.id)));
+        }
+        let before = self.record.clone();
+        // What is shown as asked for is what a copy of this container would be made with.
+        let options = self.record.host.storage_opt.as_mut();
+        if let Some(asked) = options.and_then(|options| options.get_mut(DRIVER_OPTION)) {
+            asked.clone_from(&layer.instance);
+        }
+        self.record.layer = layer;
+        if let Err(error) = self.engine.save(&self.record).await {
+            self.record = before;
+            return Err(error);
+        }
+        self.publish();
         Ok(())
     }
 

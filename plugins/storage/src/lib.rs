@@ -14,6 +14,7 @@
 //! - `pins`: what leases keep from collection
 //! - `records`: chains and sizes in the metadata database
 //! - `upkeep`: start, syncing, collection
+//! - `admin`: choosing instances, migrating, verifying, dropping; the command `storage`
 //! - `plugin`: registration and configuration
 //!
 //! # Invariants
@@ -27,6 +28,7 @@
 //!
 //! Where layers lie: the drivers. Blobs: the content plugin. Which chains are needed: the images.
 
+mod admin;
 mod changes;
 mod info;
 mod pins;
@@ -37,4 +39,5 @@ mod store;
 mod unpack;
 mod upkeep;
 
+pub use admin::rules::Rules;
 pub use store::{Parts, open};

@@ -15,6 +15,7 @@ use gantry_sdk::{
 };
 use serde::Deserialize;
 
+use crate::admin::rules::Rules;
 use crate::info::StorageInfo;
 use crate::store::{Parts, open};
 
@@ -69,12 +70,19 @@ impl Plugin for LayersPlugin {
             metadata: cx.registry.only::<Metadata>()?,
             tasks: cx.tasks.clone(),
             default: default_instance(&cx.registry, &config.storage_driver)?,
+            rules: Rules::parse(&cx.own_config, &instance_names(&cx.registry))?,
         })
         .await?;
         cx.provide::<Info>("storage", Arc::new(StorageInfo(store.clone())))?;
         cx.provide::<Layers>("default", store)?;
         Ok(Init::Ready)
     }
+}
+
+/// Every instance that there is, usable or not.
+fn instance_names(registry: &Registry) -> Vec<String> {
+    let slots = registry.slots().into_iter();
+    slots.filter(|(kind, ..)| *kind == Storage::NAME).map(|(_, name, _)| name).collect()
 }
 
 /// The configured instance, or nothing else; without configuration the best of what is there.

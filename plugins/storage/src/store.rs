@@ -9,6 +9,7 @@ use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::blobs::BlobStore;
 use gantry_sdk::kinds::layers::{
     Chain, ContainerLayer, Hold, InstanceStatus, LayerChange, LayerProgress, LayerStore, Staged,
+    Wanted,
 };
 use gantry_sdk::kinds::storage::{LayerState, Storage, StorageDriver, StorageInfo};
 use gantry_sdk::mounts::{Grants, MountExecutor, MountFd, MountPlan};
@@ -16,6 +17,7 @@ use gantry_sdk::registry::Registry;
 use gantry_sdk::tasks::Tasks;
 use gantry_sdk::{Ctx, Error, ErrorKind, Labels, Result};
 
+use crate::admin::rules::{Choice, Rules};
 use crate::pins::Pins;
 use crate::records::Records;
 use crate::unpack::Flights;
@@ -31,6 +33,7 @@ pub(crate) struct Store {
     pub(crate) records: Records,
     pub(crate) tasks: Tasks,
     pub(crate) default: String,
+    pub(crate) rules: Rules,
     pub(crate) flights: Flights,
     pub(crate) pins: Arc<Pins>,
     /// Held while a collection runs.
@@ -91,13 +94,15 @@ pub struct Parts {
     pub tasks: Tasks,
     /// The default instance.
     pub default: String,
+    /// Which containers get another one.
+    pub rules: Rules,
 }
 
 impl Store {
     /// See [`open`].
     pub(crate) async fn open(parts: Parts) -> Result<Arc<Self>> {
         let cx = Ctx::background();
-        let Parts { registry, mounts, blobs, metadata, tasks, default } = parts;
+        let Parts { registry, mounts, blobs, metadata, tasks, default, rules } = parts;
         let records = Records::open(metadata, &cx).await?;
         let store = Arc::new(Self {
             registry,
@@ -106,6 +111,7 @@ impl Store {
             records,
             tasks,
             default,
+            rules,
             flights: Flights::default(),
             pins: Arc::default(),
             collecting: tokio::sync::Mutex::default(),
@@ -121,10 +127,44 @@ impl Store {
     /// The instance `name`, or the default one.
     pub(crate) fn instance(&self, name: Option<&str>) -> Result<Instance> {
         let name = name.unwrap_or(&self.default);
-        let driver = self.registry.get::<Storage>(name)?;
+        let driver = self.registry.get::<Storage>(name).map_err(|error| match error.kind() {
+            // Of something that refers to it, and that is there.
+            ErrorKind::NotFound => {
+                Error::unavailable(format!("storage instance {name} is not configured"))
+            }
+            _ => error,
+        })?;
         let info = driver.describe();
         let grants = self.registry.grants::<Storage>(name);
         Ok(Instance { name: name.to_owned(), driver, grants, info })
+    }
+
+    /// See [`LayerStore::choose`].
+    fn choose_instance(&self, wanted: &Wanted) -> Result<String> {
+        for choice in self.rules.choices(wanted) {
+            match choice {
+                Choice::Exactly(name) => {
+                    return match self.registry.get::<Storage>(name) {
+                        Ok(_) => Ok(name.to_owned()),
+                        Err(error) if error.kind() == ErrorKind::NotFound => {
+                            let ready = self.registry.all::<Storage>();
+                            let ready: Vec<String> =
+                                ready.into_iter().map(|(name, _)| name).collect();
+                            let ready = ready.join(", ");
+                            Err(Error::invalid(format!(
+                                "no storage instance is named {name:?} (there are: {ready})"
+                            )))
+                        }
+                        Err(error) => Err(error),
+                    };
+                }
+                Choice::Hint(name) if self.registry.get::<Storage>(name).is_ok() => {
+                    return Ok(name.to_owned());
+                }
+                Choice::Hint(_) => {}
+            }
+        }
+        Ok(self.default.clone())
     }
 
     /// All instances, the default one first.
@@ -219,6 +259,10 @@ impl LayerStore for Handle {
     ) -> Result<()> {
         let instance = self.0.instance(instance)?;
         self.0.unpack_chain(cx, &instance, chain, progress).await
+    }
+
+    async fn choose(&self, _: &Ctx, wanted: &Wanted) -> Result<String> {
+        self.0.choose_instance(wanted)
     }
 
     async fn create(

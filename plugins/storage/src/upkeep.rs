@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::storage::{Layer, LayerState};
+use gantry_sdk::kinds::storage::{Layer, LayerState, Storage};
+use gantry_sdk::registry::Kind as _;
 use gantry_sdk::{Ctx, ErrorKind, Result};
 
 use crate::store::{Instance, Store};
@@ -33,19 +34,31 @@ impl Store {
     /// Lets the drivers put their own things right, then drops what was being unpacked.
     pub(crate) async fn recover(&self, cx: &Ctx) -> Result<()> {
         for instance in self.all_instances()? {
-            let dropped = instance.driver.recover(cx).await?;
-            if !dropped.is_empty() {
-                let (name, count) = (&instance.name, dropped.len());
-                tracing::warn!(
-                    instance = name,
-                    count,
-                    "Layers that may not have reached the disk are dropped; they are unpacked again when needed."
-                );
-            }
-            for layer in self.list_all(cx, &instance).await? {
-                if layer.state == LayerState::Active && layer.key.starts_with(UNPACKING) {
-                    instance.driver.remove(cx, &layer.key).await?;
+            match self.recover_instance(cx, &instance).await {
+                Err(error) if instance.name != self.default => {
+                    // What stands on it says so when it is needed; everything else works.
+                    tracing::error!(instance = instance.name, error = %error.chain(), "A storage instance cannot be used.");
+                    self.registry.mark_down(Storage::NAME, &instance.name, error.chain());
                 }
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn recover_instance(&self, cx: &Ctx, instance: &Instance) -> Result<()> {
+        let dropped = instance.driver.recover(cx).await?;
+        if !dropped.is_empty() {
+            let (name, count) = (&instance.name, dropped.len());
+            tracing::warn!(
+                instance = name,
+                count,
+                "Layers that may not have reached the disk are dropped; they are unpacked again when needed."
+            );
+        }
+        for layer in self.list_all(cx, instance).await? {
+            if layer.state == LayerState::Active && layer.key.starts_with(UNPACKING) {
+                instance.driver.remove(cx, &layer.key).await?;
             }
         }
         Ok(())

@@ -67,6 +67,7 @@ impl Host {
             metadata: self.metadata.clone(),
             tasks: Tasks::new("test", &self.stop),
             default: "overlay2".to_owned(),
+            rules: gantry_storage::Rules::default(),
         })
         .await
         .unwrap()

@@ -8,6 +8,7 @@ pub mod containers;
 pub mod images;
 pub mod info;
 pub mod ipam;
+pub mod layer_users;
 pub mod layers;
 pub mod logs;
 pub mod metadata;
