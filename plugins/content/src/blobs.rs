@@ -1,48 +1,59 @@
 //! Files named by their digest: `sha256/<64 hex digits>`.
 //!
 //! A blob is written to `ingest/` while its digest is computed, synced, then renamed into place.
-//! What a dead process left in `ingest/` is removed when the store is opened.
+//! What a dead process left there is removed when the store is opened, but for the beginnings of
+//! blobs whose digest was known: those wait for the next try.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::blobs::{BlobInfo, BlobStore, BlobWriter};
+use gantry_sdk::kinds::blobs::{BlobInfo, BlobStore, BlobWriter, Collected, Lease};
+use gantry_sdk::registry::Registry;
 use gantry_sdk::{Ctx, Error, Result};
-use sha2::{Digest as _, Sha256};
-use tempfile::NamedTempFile;
+
+use crate::collect;
+use crate::dirs::{self, Shared};
+use crate::follow::Follower;
+use crate::ingest::Ingest;
 
 /// A directory of blobs.
 #[derive(Debug)]
 pub struct FileBlobs {
-    blobs: PathBuf,
-    ingest: PathBuf,
+    shared: Arc<Shared>,
+    /// Where the owners of content are found.
+    registry: Arc<Registry>,
+    /// Whether all of them are there.
+    complete: AtomicBool,
+    /// Collections begun.
+    begun: AtomicU64,
+    /// The last collection that succeeded: its number, and what it removed.
+    last: tokio::sync::Mutex<(u64, Collected)>,
 }
 
 impl FileBlobs {
-    /// Opens the store below `root` and drops unfinished blobs.
+    /// Opens the store below `root` and drops what only a dead process could have used. Blocking.
     ///
     /// # Errors
     ///
     /// `Internal` or `NoSpace` with the path.
-    pub fn open(root: &Path) -> Result<Self> {
-        let (blobs, ingest) = (root.join("sha256"), root.join("ingest"));
-        match fs::remove_dir_all(&ingest) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("clear", ingest.display(), e));
-            }
-            _ => {}
-        }
-        for dir in [&blobs, &ingest] {
-            fs::create_dir_all(dir).map_err(|e| Error::io("create", dir.display(), e))?;
-        }
-        Ok(Self { blobs, ingest })
+    pub fn open(root: &Path, registry: Arc<Registry>) -> Result<Self> {
+        Ok(Self {
+            shared: Shared::open(root)?,
+            registry,
+            complete: AtomicBool::new(false),
+            begun: AtomicU64::new(0),
+            last: tokio::sync::Mutex::default(),
+        })
     }
 
-    fn path(&self, digest: &Digest) -> PathBuf {
-        self.blobs.join(digest.hex())
+    /// From now on the registry knows every owner of content, and collections may run.
+    pub fn owners_complete(&self) {
+        self.complete.store(true, Ordering::Release);
     }
 }
 
@@ -64,13 +75,13 @@ fn missing(digest: &Digest, doing: &str, path: &Path, error: io::Error) -> Error
 #[async_trait]
 impl BlobStore for FileBlobs {
     async fn stat(&self, _: &Ctx, digest: &Digest) -> Result<BlobInfo> {
-        let path = self.path(digest);
+        let path = self.shared.dirs.blob(digest);
         let meta = fs::metadata(&path).map_err(|e| missing(digest, "stat", &path, e))?;
         Ok(BlobInfo { digest: digest.clone(), size: meta.len() })
     }
 
     async fn open(&self, _: &Ctx, digest: &Digest) -> Result<File> {
-        let path = self.path(digest);
+        let path = self.shared.dirs.blob(digest);
         File::open(&path).map_err(|e| missing(digest, "open", &path, e))
     }
 
@@ -90,122 +101,73 @@ impl BlobStore for FileBlobs {
         .await
     }
 
-    async fn writer(&self, _: &Ctx) -> Result<Box<dyn BlobWriter>> {
-        let (ingest, blobs) = (self.ingest.clone(), self.blobs.clone());
+    async fn lease(&self, _: &Ctx) -> Result<Lease> {
+        Ok(self.shared.pins.lease())
+    }
+
+    async fn writer(&self, _: &Ctx, lease: &Lease) -> Result<Box<dyn BlobWriter>> {
+        let (shared, lease) = (self.shared.clone(), lease.clone());
+        blocking(move || Ok(Box::new(Ingest::begin(&shared, &lease)?) as Box<dyn BlobWriter>)).await
+    }
+
+    async fn resume(&self, _: &Ctx, digest: &Digest, lease: &Lease) -> Result<Box<dyn BlobWriter>> {
+        let (shared, lease, digest) = (self.shared.clone(), lease.clone(), digest.clone());
         blocking(move || {
-            let file = NamedTempFile::new_in(&ingest)
-                .map_err(|e| Error::io("create a file in", ingest.display(), e))?;
-            let writer = Ingest { file, hash: Sha256::new(), size: 0, blobs };
-            Ok(Box::new(writer) as Box<dyn BlobWriter>)
+            Ok(Box::new(Ingest::resume(&shared, &lease, &digest)?) as Box<dyn BlobWriter>)
+        })
+        .await
+    }
+
+    async fn follow(&self, cx: &Ctx, digest: &Digest) -> Result<Box<dyn Read + Send>> {
+        let progress = self.shared.writing().get(digest).cloned();
+        match progress {
+            Some(progress) => Ok(Box::new(Follower::new(digest.clone(), progress))),
+            // A writer names its blob before it leaves the table, so this order misses none.
+            None => Ok(Box::new(self.open(cx, digest).await?)),
+        }
+    }
+
+    async fn partials(&self, _: &Ctx) -> Result<Vec<BlobInfo>> {
+        let shared = self.shared.clone();
+        blocking(move || shared.dirs.partials()).await
+    }
+
+    async fn discard_partial(&self, _: &Ctx, digest: &Digest) -> Result<()> {
+        let (shared, digest) = (self.shared.clone(), digest.clone());
+        blocking(move || {
+            shared.discard_partial(&digest)?;
+            shared.dirs.empty_trash()
         })
         .await
     }
 
     async fn remove(&self, _: &Ctx, digest: &Digest) -> Result<()> {
-        let path = self.path(digest);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io("remove", path.display(), e))
-            }
-            _ => Ok(()),
-        }
+        let path = self.shared.dirs.blob(digest);
+        blocking(move || dirs::remove(&path)).await
     }
 
     async fn list(&self, _: &Ctx) -> Result<Vec<BlobInfo>> {
-        let dir = self.blobs.clone();
-        blocking(move || {
-            let failed = |e| Error::io("list", dir.display(), e);
-            let mut found = Vec::new();
-            for entry in fs::read_dir(&dir).map_err(failed)? {
-                let entry = entry.map_err(failed)?;
-                // Anything else in this directory is not ours; it is left alone.
-                let name = format!("sha256:{}", entry.file_name().to_string_lossy());
-                if let Ok(digest) = name.parse() {
-                    found.push(BlobInfo { digest, size: entry.metadata().map_err(failed)?.len() });
-                }
-            }
-            found.sort_by(|a, b| a.digest.cmp(&b.digest));
-            Ok(found)
-        })
-        .await
-    }
-}
-
-struct Ingest {
-    file: NamedTempFile,
-    hash: Sha256,
-    size: u64,
-    blobs: PathBuf,
-}
-
-impl Write for Ingest {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.hash.update(&bytes[..written]);
-        self.size += written as u64;
-        Ok(written)
+        let shared = self.shared.clone();
+        blocking(move || shared.dirs.list()).await
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl BlobWriter for Ingest {
-    fn commit(self: Box<Self>, expected: Option<&Digest>) -> Result<BlobInfo> {
-        let Self { file, hash, size, blobs } = *self;
-        let digest = Digest::from_sha256(&hash.finalize().into());
-        if let Some(expected) = expected.filter(|e| **e != digest) {
-            return Err(Error::invalid(format!("content has digest {digest}, not {expected}")));
+    async fn collect(&self, cx: &Ctx) -> Result<Collected> {
+        if !self.complete.load(Ordering::Acquire) {
+            return Err(Error::unavailable(
+                "content is not collected before every plugin has started",
+            ));
         }
-        let path = blobs.join(digest.hex());
-        let failed = |e| Error::io("store", path.display(), e);
-        if !path.exists() {
-            file.as_file().sync_all().map_err(failed)?; // content before name
-            file.persist(&path).map_err(|e| failed(e.error))?;
+        let seen = self.begun.load(Ordering::SeqCst);
+        let mut last = self.last.lock().await;
+        if last.0 > seen {
+            return Ok(last.1); // it began after this call
         }
-        // Also when it was there already: the process that named it may have died before this.
-        File::open(&blobs).and_then(|dir| dir.sync_all()).map_err(failed)?;
-        Ok(BlobInfo { digest, size })
+        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let collected = collect::collect(cx, &self.shared, &self.registry).await?;
+        *last = (number, collected);
+        Ok(collected)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use gantry_sdk::ErrorKind;
-
-    async fn put(store: &FileBlobs, content: &[u8], expected: Option<&Digest>) -> Result<BlobInfo> {
-        let mut writer = store.writer(&Ctx::background()).await?;
-        writer.write_all(content).unwrap();
-        writer.commit(expected)
-    }
-
-    #[tokio::test]
-    async fn a_blob_is_found_by_its_digest_and_a_lie_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileBlobs::open(dir.path()).unwrap();
-        let cx = Ctx::background();
-        let blob = put(&store, b"hello", None).await.unwrap();
-        assert_eq!(store.read(&cx, &blob.digest, 5).await.unwrap(), b"hello");
-        assert_eq!(
-            store.read(&cx, &blob.digest, 4).await.unwrap_err().kind(),
-            ErrorKind::InvalidArgument
-        );
-        assert!(put(&store, b"other", Some(&blob.digest)).await.is_err());
-        assert_eq!(store.list(&cx).await.unwrap(), std::slice::from_ref(&blob));
-        store.remove(&cx, &blob.digest).await.unwrap();
-        store.remove(&cx, &blob.digest).await.unwrap();
-        assert_eq!(store.stat(&cx, &blob.digest).await.unwrap_err().kind(), ErrorKind::NotFound);
-    }
-
-    #[tokio::test]
-    async fn unfinished_blobs_are_dropped_at_the_next_start() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileBlobs::open(dir.path()).unwrap();
-        fs::write(dir.path().join("ingest/half"), b"x").unwrap();
-        drop(store);
-        FileBlobs::open(dir.path()).unwrap();
-        assert!(fs::read_dir(dir.path().join("ingest")).unwrap().next().is_none());
-    }
-}
+mod tests;

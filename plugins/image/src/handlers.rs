@@ -23,7 +23,7 @@ pub async fn load(store: Arc<Store>, mut req: Request) -> Result<Response> {
     let wanted = platforms(&req)?;
     let quiet = req.query.bool_or("quiet", true);
     let lease = store.lease().await;
-    let sink = Sink::new(store.blobs.clone(), &req.ctx());
+    let sink = Sink::new(store.blobs.clone(), store.blobs.lease(&req.ctx()).await?, &req.ctx());
     let body = std::mem::replace(&mut req.body, gantry_sdk::route::empty_body());
     let of_archive = wanted.clone();
     let read = with_body(body, move |reader| {

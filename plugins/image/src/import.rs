@@ -67,7 +67,8 @@ pub async fn import(
     };
     changes::apply(&mut file.config, &import.changes)?;
 
-    let sink = Sink::new(store.blobs.clone(), cx);
+    let lease = store.blobs.lease(cx).await?;
+    let sink = Sink::new(store.blobs.clone(), lease.clone(), cx);
     let (content, file) = with_body(body, move |reader| {
         let layer = layer_record(sink.stream(reader)?);
         file.rootfs =

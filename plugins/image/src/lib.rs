@@ -29,7 +29,7 @@
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use gantry_sdk::kinds::blobs::Blobs;
+use gantry_sdk::kinds::blobs::{Blobs, ContentOwners};
 use gantry_sdk::kinds::images::Images;
 use gantry_sdk::kinds::info::{DiskUsage, Info};
 use gantry_sdk::kinds::layers::Layers;
@@ -63,6 +63,7 @@ use store::{Parts, Store};
 static DESCRIPTOR: Descriptor = Descriptor {
     provides: &[
         Provide::new(Images::NAME, "local"),
+        Provide::new(ContentOwners::NAME, "image"),
         Provide::new(Info::NAME, "image"),
         Provide::new(DiskUsage::NAME, "image"),
     ],
@@ -100,6 +101,7 @@ impl Plugin for ImagePlugin {
         };
         let store = Arc::new(Store::open(&Ctx::background(), parts).await?);
         cx.provide::<Images>("local", store.clone())?;
+        cx.provide::<ContentOwners>("image", store.clone())?;
         let sources = Arc::new(Sources(store.clone()));
         cx.provide::<Info>("image", sources.clone())?;
         cx.provide::<DiskUsage>("image", sources)?;

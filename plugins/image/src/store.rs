@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use async_trait::async_trait;
 use gantry_sdk::events::{Event, EventBus};
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::blobs::BlobStore;
+use gantry_sdk::kinds::blobs::{BlobStore, ContentOwner, Droppable};
 use gantry_sdk::kinds::images::{Image, ImageStore, ImageUser, ImageUsers};
 use gantry_sdk::kinds::layers::LayerStore;
 use gantry_sdk::kinds::metadata::{Change, MetadataStore};
@@ -88,7 +88,8 @@ impl std::fmt::Debug for Parts {
 }
 
 impl Store {
-    /// Reads all records and drops content that an interrupted load has left.
+    /// Reads all records. What an interrupted load has left goes with the first
+    /// [tidying](Self::tidy).
     ///
     /// # Errors
     ///
@@ -97,7 +98,7 @@ impl Store {
         let Parts { blobs, metadata, layers, registry, events, tasks } = parts;
         let index = read_index(cx, &*metadata, &*blobs).await?;
         let distribution = read_table(cx, &*metadata, DISTRIBUTION).await?;
-        let store = Self {
+        Ok(Self {
             blobs,
             metadata,
             layers,
@@ -110,9 +111,7 @@ impl Store {
             content: Arc::default(),
             litter: AtomicBool::new(true),
             pruning: AtomicBool::new(false),
-        };
-        store.sweep_blobs(cx, &store.index()).await?;
-        Ok(store)
+        })
     }
 
     /// The present view.
@@ -293,7 +292,8 @@ impl Store {
         let index = self.index();
         self.layers.collect(cx, &index.chains()).await?;
         self.forget_distribution(cx).await?;
-        self.sweep_blobs(cx, &index).await
+        self.blobs.collect(cx).await?;
+        Ok(())
     }
 
     /// Forgets the images that were removed by force, once no container uses them.
@@ -313,16 +313,16 @@ impl Store {
         }
         Ok(())
     }
+}
 
-    /// Removes the blobs that no image refers to.
-    async fn sweep_blobs(&self, cx: &Ctx, index: &Index) -> Result<()> {
-        let wanted = index.wanted();
-        for blob in self.blobs.list(cx).await? {
-            if !wanted.contains(&blob.digest) {
-                self.blobs.remove(cx, &blob.digest).await?;
-            }
-        }
-        Ok(())
+#[async_trait]
+impl ContentOwner for Store {
+    async fn wanted(&self, _: &Ctx) -> Result<Vec<Digest>> {
+        Ok(self.index().wanted().into_iter().collect())
+    }
+
+    async fn droppable(&self, _: &Ctx) -> Result<Vec<Droppable>> {
+        Ok(Vec::new()) // nothing came from a registry
     }
 }
 

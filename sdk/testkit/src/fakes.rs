@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Seek, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io::{Read, Seek, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::blobs::{BlobInfo, BlobStore, BlobWriter};
+use gantry_sdk::kinds::blobs::{BlobInfo, BlobLease, BlobStore, BlobWriter, Collected, Lease};
 use gantry_sdk::kinds::metadata::{Change, MetadataStore};
 use gantry_sdk::{Ctx, Error, Result};
 use sha2::{Digest as _, Sha256};
 
-/// Blobs in memory; [`Blobs::put`] fills it.
+/// Blobs in memory; [`Blobs::put`] fills it, and nothing but [`BlobStore::remove`] empties it.
 #[derive(Debug, Default)]
 pub struct Blobs(Mutex<BTreeMap<Digest, Vec<u8>>>);
 
@@ -64,8 +64,31 @@ impl BlobStore for Blobs {
         Ok(data)
     }
 
-    async fn writer(&self, _: &Ctx) -> Result<Box<dyn BlobWriter>> {
+    async fn lease(&self, _: &Ctx) -> Result<Lease> {
+        Ok(Arc::new(NoLease))
+    }
+
+    async fn writer(&self, _: &Ctx, _: &Lease) -> Result<Box<dyn BlobWriter>> {
         Err(Error::unsupported("this fake is filled by the test"))
+    }
+
+    async fn resume(&self, _: &Ctx, digest: &Digest, _: &Lease) -> Result<Box<dyn BlobWriter>> {
+        match self.find(digest) {
+            Ok(_) => Err(Error::exists(format!("blob {digest} is here already"))),
+            Err(_) => Err(Error::unsupported("this fake is filled by the test")),
+        }
+    }
+
+    async fn follow(&self, cx: &Ctx, digest: &Digest) -> Result<Box<dyn Read + Send>> {
+        Ok(Box::new(self.open(cx, digest).await?))
+    }
+
+    async fn partials(&self, _: &Ctx) -> Result<Vec<BlobInfo>> {
+        Ok(Vec::new())
+    }
+
+    async fn discard_partial(&self, _: &Ctx, _: &Digest) -> Result<()> {
+        Ok(())
     }
 
     async fn remove(&self, _: &Ctx, digest: &Digest) -> Result<()> {
@@ -80,6 +103,18 @@ impl BlobStore for Blobs {
         };
         Ok(self.map().iter().map(info).collect())
     }
+
+    async fn collect(&self, _: &Ctx) -> Result<Collected> {
+        Ok(Collected::default())
+    }
+}
+
+/// Nothing is collected here, so nothing has to be kept.
+#[derive(Debug)]
+struct NoLease;
+
+impl BlobLease for NoLease {
+    fn pin(&self, _: &Digest) {}
 }
 
 type Rows = BTreeMap<(&'static str, String), Vec<u8>>;

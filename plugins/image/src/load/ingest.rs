@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::{Buf, Bytes};
 use gantry_archive::{ArchiveError, Chunks, Compression, Kind, Limits, Reader};
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::blobs::{BlobStore, BlobWriter};
+use gantry_sdk::kinds::blobs::{BlobStore, BlobWriter, Lease};
 use gantry_sdk::route::RequestBody;
 use gantry_sdk::{Ctx, Error, ErrorKind, Result};
 use http_body_util::BodyExt;
@@ -65,6 +65,8 @@ pub struct Archive {
 #[derive(Clone)]
 pub struct Sink {
     blobs: Arc<dyn BlobStore>,
+    /// Keeps what was stored while the sink, or whoever else has it, lives.
+    lease: Lease,
     cx: Ctx,
 }
 
@@ -75,13 +77,13 @@ impl std::fmt::Debug for Sink {
 }
 
 impl Sink {
-    /// Blobs go to `blobs`.
-    pub fn new(blobs: Arc<dyn BlobStore>, cx: &Ctx) -> Self {
-        Self { blobs, cx: cx.clone() }
+    /// Blobs go to `blobs`, kept by `lease`.
+    pub fn new(blobs: Arc<dyn BlobStore>, lease: Lease, cx: &Ctx) -> Self {
+        Self { blobs, lease, cx: cx.clone() }
     }
 
     fn writer(&self) -> Result<Box<dyn BlobWriter>> {
-        tokio::runtime::Handle::current().block_on(self.blobs.writer(&self.cx))
+        tokio::runtime::Handle::current().block_on(self.blobs.writer(&self.cx, &self.lease))
     }
 
     /// Stores bytes as they are; `expected` must be their digest.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,6 +13,7 @@ use gantry_content::blobs::FileBlobs;
 use gantry_content::metadata::Database;
 use gantry_sdk::events::{Event, EventBus};
 use gantry_sdk::id::Digest;
+use gantry_sdk::kinds::blobs::{ContentOwner, ContentOwners, Droppable};
 use gantry_sdk::kinds::images::{ImageUser, ImageUserSource, ImageUsers};
 use gantry_sdk::kinds::layers::{
     Chain, ContainerLayer, Hold, InstanceStatus, LayerChange, LayerProgress, LayerStore, Staged,
@@ -90,12 +91,7 @@ impl LayerStore for FakeLayers {
     async fn lease(&self, _: &Ctx, _: &Chain) -> Result<Hold> {
         Ok(Arc::new(()))
     }
-    async fn changes(
-        &self,
-        _: &Ctx,
-        _: &ContainerLayer,
-        _: &Chain,
-    ) -> Result<Vec<LayerChange>> {
+    async fn changes(&self, _: &Ctx, _: &ContainerLayer, _: &Chain) -> Result<Vec<LayerChange>> {
         Ok(Vec::new())
     }
     async fn diff(
@@ -166,6 +162,19 @@ struct FakeUsers(Mutex<BTreeMap<Digest, Vec<ImageUser>>>);
 impl ImageUserSource for FakeUsers {
     async fn users(&self, _: &Ctx, id: &Digest) -> Result<Vec<ImageUser>> {
         Ok(self.0.lock().unwrap().get(id).cloned().unwrap_or_default())
+    }
+}
+
+/// The store as the registry of its own blob store knows it, without keeping it alive.
+struct Owner(Weak<Store>);
+
+#[async_trait]
+impl ContentOwner for Owner {
+    async fn wanted(&self, cx: &Ctx) -> Result<Vec<Digest>> {
+        self.0.upgrade().ok_or_else(|| Error::unavailable("closed"))?.wanted(cx).await
+    }
+    async fn droppable(&self, cx: &Ctx) -> Result<Vec<Droppable>> {
+        self.0.upgrade().ok_or_else(|| Error::unavailable("closed"))?.droppable(cx).await
     }
 }
 
@@ -267,15 +276,20 @@ async fn open(
 ) -> Arc<Store> {
     let registry = Arc::<Registry>::default();
     registry.provide::<ImageUsers>("test", users.clone(), Grants::default(), false).unwrap();
+    let blobs = Arc::new(FileBlobs::open(&dir.join("blobs"), registry.clone()).unwrap());
+    blobs.owners_complete();
     let parts = Parts {
-        blobs: Arc::new(FileBlobs::open(&dir.join("blobs")).unwrap()),
+        blobs,
         metadata: Arc::new(Database::open(&dir.join("db")).unwrap()),
         layers: layers.clone(),
-        registry,
+        registry: registry.clone(),
         events: events.clone(),
         tasks: Tasks::new("image", &tokio_util::sync::CancellationToken::new()),
     };
-    Arc::new(Store::open(&Ctx::background(), parts).await.unwrap())
+    let store = Arc::new(Store::open(&Ctx::background(), parts).await.unwrap());
+    let owner = Arc::new(Owner(Arc::downgrade(&store)));
+    registry.provide::<ContentOwners>("image", owner, Grants::default(), false).unwrap();
+    store
 }
 
 async fn collect(response: Response) -> Vec<u8> {
