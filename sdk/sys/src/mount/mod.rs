@@ -13,10 +13,14 @@
 //! | `loopdev` | files as block devices |
 //! | `subvolume` | Btrfs subvolumes |
 //! | `quota` | project quotas |
+//! | `idmap` | maps of ids for mounts |
+//! | `fuse` | overlays served by fuse-overlayfs |
 //!
 //! Source: fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2), mount_setattr(2).
 
 mod context;
+mod fuse;
+mod idmap;
 mod info;
 mod loopdev;
 mod overlay;
@@ -26,6 +30,8 @@ mod subvolume;
 mod tree;
 
 pub use context::FsContext;
+pub use fuse::{FuseOverlay, FuseUpper};
+pub use idmap::{IdRange, user_namespace};
 pub use info::{MountInfo, mount_of, parse_mountinfo, read_mountinfo, read_mountinfo_of};
 pub use loopdev::LoopDevice;
 pub use overlay::{Overlay, supports_lowerdir_plus};

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountFlags};
 
 use super::context::FsContext;
-use super::tree::{MountAttr, clone_tree_at, enter_private_namespace, set_attr};
+use super::tree::{MountAttr, attach, clone_tree_at, enter_private_namespace, set_attr};
 use crate::error::{Error, Result};
 
 /// `OVL_MAX_STACK` of the kernel: 501 lowers are refused with `EINVAL`.
@@ -67,6 +67,42 @@ impl Overlay<'_> {
     pub fn mount(&self) -> Result<OwnedFd> {
         self.check()?;
         if supports_lowerdir_plus() { self.mount_by_context() } else { self.mount_by_string() }
+    }
+
+    /// As [`mount`](Self::mount), where layers lie on mounts that are attached nowhere: `mounts`, each
+    /// of which must be used for nothing else afterwards.
+    ///
+    /// Kernels before 6.15 take layers from attached mounts only. Then the mounts are attached in a
+    /// namespace of a thread's own for as long as it takes.
+    ///
+    /// # Errors
+    ///
+    /// As [`mount`](Self::mount).
+    pub fn mount_on(&self, mounts: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
+        match self.mount() {
+            Err(error) if !mounts.is_empty() && is_about_layers(&error) => self
+                .mount_attached(mounts)
+                // The first answer is the one to be told, if nothing helps.
+                .map_err(|second| error.with_detail(format!("attached: {second}"))),
+            answer => answer,
+        }
+    }
+
+    fn mount_attached(&self, mounts: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
+        std::thread::scope(|scope| {
+            let worker = std::thread::Builder::new()
+                .name("overlay-attach".to_owned())
+                .spawn_scoped(scope, || {
+                    enter_private_namespace()?;
+                    attach_all(mounts)?;
+                    self.mount()
+                })
+                .map_err(|error| Error::new("start thread for", "overlay mount", error))?;
+            worker.join().unwrap_or_else(|_| {
+                let cause = std::io::Error::other("the mounting thread panicked");
+                Err(Error::new("mount", "overlay", cause))
+            })
+        })
     }
 
     fn check(&self) -> Result<()> {
@@ -191,6 +227,31 @@ impl Overlay<'_> {
     }
 }
 
+/// Whether a kernel before 6.15 may mean that a layer's mount is attached nowhere: `EINVAL` of the
+/// mount, or the layer has no path to be opened again by.
+fn is_about_layers(error: &Error) -> bool {
+    [Errno::INVAL, Errno::NOENT, Errno::STALE, Errno::XDEV].iter().any(|errno| error.is(*errno))
+}
+
+/// Attaches the mounts in the calling thread's namespace, which is its own, as `/proc/fs/0` and so on.
+/// Returns the directory they lie in, which has space for more.
+pub(super) fn attach_all(mounts: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
+    // Any directory will do for a place, but not all of `/proc`: descriptors are named there.
+    let place = Path::new("/proc/fs");
+    let tmpfs = FsContext::open("tmpfs")?;
+    tmpfs.set_string("source", "tmpfs")?;
+    tmpfs.create()?;
+    let tmpfs = tmpfs.mount(MountAttrFlags::empty())?;
+    attach(&tmpfs, rustix::fs::CWD, place)?;
+    for (index, mount) in mounts.iter().enumerate() {
+        let name = index.to_string();
+        rustix::fs::mkdirat(&tmpfs, &name, rustix::fs::Mode::RWXU)
+            .map_err(|errno| Error::new("make place for", "overlay layer", errno))?;
+        attach(mount, &tmpfs, Path::new(&name))?;
+    }
+    Ok(tmpfs)
+}
+
 /// Opens the directory anew by its path, in the calling thread's mount namespace.
 fn open_again(layer: BorrowedFd<'_>) -> Result<OwnedFd> {
     let path = std::fs::read_link(crate::path::proc_fd(layer))
@@ -303,6 +364,56 @@ mod tests {
             std::fs::write(at.join("new"), "x").unwrap();
         }
         assert!(dir.path().join("upper/new").exists() && dir.path().join("upper2/new").exists());
+        assert_eq!(crate::mount::read_mountinfo().unwrap(), before);
+    }
+
+    /// Runs as root only.
+    #[test]
+    fn root_layers_on_detached_mounts_work_both_ways() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        use crate::path::{Links, open_beneath};
+        use rustix::fs::{Mode, OFlags};
+        let before = crate::mount::read_mountinfo().unwrap();
+        let dir = crate::testing::Scratch::on_tmpfs("overlay-detached");
+        for name in ["lower/file", "top/upper/x", "top/work/x"] {
+            dir.write(name, b"x");
+        }
+        let clone = |name: &str| crate::mount::clone_tree(dir.open(name), false).unwrap();
+        let open = |fd: &OwnedFd, name: &str| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            open_beneath(fd, Path::new(name), flags, Mode::empty(), Links::Refuse).unwrap()
+        };
+        let ways: [fn(&Overlay<'_>, &[BorrowedFd<'_>]) -> Result<OwnedFd>; 3] = [
+            |overlay, mounts| overlay.mount_on(mounts),
+            |overlay, mounts| overlay.mount_attached(mounts),
+            |overlay, mounts| {
+                std::thread::scope(|scope| {
+                    let by_string = || {
+                        enter_private_namespace()?;
+                        attach_all(mounts)?;
+                        overlay.mount_by_string()
+                    };
+                    scope.spawn(by_string).join().unwrap()
+                })
+            },
+        ];
+        for (index, way) in ways.iter().enumerate() {
+            let (lower, top) = (clone("lower"), clone("top"));
+            let (upper, work) = (open(&top, "upper"), open(&top, "work"));
+            let overlay = Overlay {
+                lowers: vec![lower.as_fd()],
+                upper: Some((upper.as_fd(), work.as_fd())),
+                ..Overlay::default()
+            };
+            let mount = way(&overlay, &[lower.as_fd(), top.as_fd()]).unwrap();
+            let at = crate::path::proc_fd(&mount);
+            assert_eq!(std::fs::read_to_string(at.join("file")).unwrap(), "x");
+            std::fs::write(at.join(format!("new{index}")), "x").unwrap();
+            assert!(dir.path().join(format!("top/upper/new{index}")).exists());
+        }
         assert_eq!(crate::mount::read_mountinfo().unwrap(), before);
     }
 

@@ -196,11 +196,21 @@ pub fn unmount(path: &Path) -> Result<()> {
 /// The thread's root, working directory and umask become its own too, so the thread should end
 /// rather than be used for something else afterwards. Nothing changes for other threads.
 pub fn enter_private_namespace() -> Result<()> {
+    enter_namespace(Propagation::Private)
+}
+
+/// As [`enter_private_namespace`]; with [`Propagation::Downstream`], what is mounted and unmounted
+/// outside from now on is in the new namespace too.
+pub(super) fn enter_namespace(propagation: Propagation) -> Result<()> {
     let failed = |errno: Errno| Error::new("enter", "private mount namespace", errno);
     // SAFETY: unsharing the descriptor table is what makes this call unsafe (I/O safety across
     // threads); a mount namespace and the working directory do not touch descriptors.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.map_err(failed)?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(failed)
+    let kind = match propagation {
+        Propagation::Downstream => MountPropagationFlags::DOWNSTREAM,
+        _ => MountPropagationFlags::PRIVATE,
+    };
+    mount_change("/", kind | MountPropagationFlags::REC).map_err(failed)
 }
 
 fn unmount_with(path: &Path, flags: UnmountFlags) -> Result<()> {
