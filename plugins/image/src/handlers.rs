@@ -190,8 +190,8 @@ pub async fn save(store: Arc<Store>, req: Request) -> Result<Response> {
 
 /// `POST /images/create`
 ///
-/// With `fromSrc=-` an import: `200` with the id; `400` for names, changes and archives. With
-/// `fromImage` a pull, which needs a client for registries: `501`.
+/// With `fromSrc=-` an import: `200` with the id; `400` for names, changes and archives. A pull, with
+/// `fromImage`, is for [`crate::pull`].
 pub async fn create(store: Arc<Store>, mut req: Request) -> Result<Response> {
     let text = req.query.str("platform");
     let platform = match text {
@@ -200,14 +200,7 @@ pub async fn create(store: Arc<Store>, mut req: Request) -> Result<Response> {
         }
         _ => None,
     };
-    let (image, source) = (req.query.str("fromImage"), req.query.str("fromSrc"));
-    if !image.is_empty() {
-        Reference::parse(image.trim_end_matches(':'))?;
-        return Err(Error::unsupported(format!(
-            "cannot pull {image}: this daemon has no plugin that talks to registries; load an \
-             archive instead"
-        )));
-    }
+    let source = req.query.str("fromSrc");
     if source != "-" {
         return Err(match source {
             "" => Error::invalid("either fromImage or fromSrc is required"),

@@ -76,6 +76,10 @@ pub struct Index {
     /// The same by default image; in order of the canonical form.
     by_image: BTreeMap<Digest, BTreeMap<String, Reference>>,
     targets: BTreeMap<Digest, Arc<TargetRecord>>,
+    /// The targets that an image is in, as of the last [`settle`](Self::settle).
+    memberships: BTreeMap<Digest, Vec<Digest>>,
+    /// The targets that references point at, likewise.
+    pointed_at: BTreeSet<Digest>,
     /// Targets that changed since the last [`settle`](Self::settle).
     touched: BTreeSet<Digest>,
     /// Images whose configuration cannot be read, by id: not shown, and nothing of theirs is
@@ -174,7 +178,8 @@ impl Index {
     }
 
     /// Works out again what references mean, and which targets are left; to be called after
-    /// changes and before the view is published.
+    /// changes and before the view is published. Until then questions about targets are answered
+    /// as of the last time.
     pub fn settle(&mut self) -> Settled {
         let mut settled = Settled::default();
         let empty: Vec<Digest> = self
@@ -190,6 +195,17 @@ impl Index {
         }
         let touched = std::mem::take(&mut self.touched);
         settled.changed = touched.iter().filter_map(|d| self.targets.get(d).cloned()).collect();
+
+        self.memberships.clear();
+        for target in self.targets.values() {
+            for image in target.manifests.iter().filter_map(|m| m.image.as_ref()) {
+                let of_image = self.memberships.entry(image.clone()).or_default();
+                if of_image.last() != Some(&target.digest) {
+                    of_image.push(target.digest.clone());
+                }
+            }
+        }
+        self.pointed_at = self.references.values().filter_map(|n| n.target.clone()).collect();
 
         let mut references = std::mem::take(&mut self.references);
         self.by_image.clear();
@@ -248,23 +264,68 @@ impl Index {
         self.images().filter(|entry| !self.is_covered(&entry.id))
     }
 
+    /// The targets that an image is in.
+    pub fn targets_with<'a>(
+        &'a self,
+        id: &Digest,
+    ) -> impl Iterator<Item = &'a Arc<TargetRecord>> + use<'a> {
+        let targets = self.memberships.get(id).map(Vec::as_slice).unwrap_or_default();
+        targets.iter().filter_map(|digest| self.targets.get(digest))
+    }
+
     /// Whether the line of another image stands for this one: both are of one target, which is
     /// named, or whose default image has no name either.
     pub fn is_covered(&self, id: &Digest) -> bool {
-        if self.references(id).next().is_some() {
-            return false;
-        }
-        self.targets.values().filter(|target| holds(target, id)).any(|target| {
-            let default = self.best_of(target, None).filter(|default| default.id != *id);
-            default.is_some_and(|default| {
-                self.is_named(&target.digest) || self.references(&default.id).next().is_none()
+        self.references(id).next().is_none()
+            && self.targets_with(id).any(|target| {
+                let default = self.best_of(target, None).filter(|default| default.id != *id);
+                default.is_some_and(|default| self.stands_for_all(target, &default.id))
             })
+    }
+
+    /// Whether the line of a target's default image stands for its other images too.
+    fn stands_for_all(&self, target: &TargetRecord, default: &Digest) -> bool {
+        self.is_named(&target.digest) || self.references(default).next().is_none()
+    }
+
+    /// The targets that the line of an image stands for.
+    pub fn line_targets<'a>(
+        &'a self,
+        id: &'a Digest,
+    ) -> impl Iterator<Item = &'a Arc<TargetRecord>> + use<'a> {
+        self.targets_with(id).filter(move |target| {
+            self.best_of(target, None).is_some_and(|default| default.id == *id)
+                && self.stands_for_all(target, id)
         })
+    }
+
+    /// The image `id`, and those that its line stands for.
+    pub fn line(&self, id: &Digest) -> Vec<&Arc<Entry>> {
+        let mut line: Vec<&Arc<Entry>> = self.get(id).into_iter().collect();
+        for target in self.line_targets(id) {
+            for image in self.images_of(target) {
+                let nameless = self.references(&image.id).next().is_none();
+                if nameless && !line.iter().any(|known| known.id == image.id) {
+                    line.push(image);
+                }
+            }
+        }
+        line
     }
 
     /// Whether a reference points at that target.
     pub fn is_named(&self, target: &Digest) -> bool {
-        self.references.values().any(|named| named.target.as_ref() == Some(target))
+        self.pointed_at.contains(target)
+    }
+
+    /// References that mean nothing any more: neither their target nor their image is here.
+    pub fn dead_references(&self) -> Vec<Reference> {
+        let dead = |named: &&Named| {
+            let target = named.target.as_ref().and_then(|target| self.targets.get(target));
+            self.get(&named.image).is_none()
+                && target.is_none_or(|target| self.images_of(target).next().is_none())
+        };
+        self.references.values().filter(dead).map(|named| named.reference.clone()).collect()
     }
 
     /// All images, also those that only wait for their containers to go.
@@ -336,8 +397,8 @@ impl Index {
         let is_default =
             |t: &&Arc<TargetRecord>| self.best_of(t, None).is_some_and(|best| best.id == *id);
         of_names
-            .or_else(|| self.targets.values().find(is_default))
-            .or_else(|| self.targets.values().find(|target| holds(target, id)))
+            .or_else(|| self.targets_with(id).find(is_default))
+            .or_else(|| self.targets_with(id).next())
     }
 
     /// `name:tag` of an image, as users know them.

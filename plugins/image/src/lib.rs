@@ -11,6 +11,7 @@
 //! - [`admit`]: how content becomes an image
 //! - [`handlers`]: request → one call → response
 //! - [`load`], [`import`] with [`changes`], [`save`]: archives
+//! - [`pull`], [`push`] with [`slots`]: registries
 //! - [`list`], [`inspect`]: what is here; [`remove`]: what goes; [`upkeep`]: what goes later
 //! - [`sources`]: rows of `/info` and `/system/df`
 //!
@@ -24,7 +25,7 @@
 //!
 //! # Not here
 //!
-//! Registries. Unpacking: the layer store.
+//! How registries are talked to: the registry client. Unpacking: the layer store.
 
 use std::sync::{Arc, OnceLock};
 
@@ -34,6 +35,7 @@ use gantry_sdk::kinds::images::Images;
 use gantry_sdk::kinds::info::{DiskUsage, Info};
 use gantry_sdk::kinds::layers::Layers;
 use gantry_sdk::kinds::metadata::Metadata;
+use gantry_sdk::kinds::registry::Registries;
 use gantry_sdk::registry::Kind as _;
 use gantry_sdk::{
     ApiVersion, Context, Ctx, Descriptor, Init, Method, Need, Phase, Plugin, Provide, Registration,
@@ -50,13 +52,21 @@ pub mod inspect;
 pub mod list;
 pub mod load;
 pub mod platform;
+pub mod pull;
+pub mod push;
 pub mod record;
 pub mod remove;
 pub mod save;
+pub mod slots;
 pub mod sources;
 pub mod store;
 pub mod upkeep;
 
+use pull::Puller;
+use pull::downloads::Downloads;
+use pull::unfinished::Unfinished;
+use push::Pusher;
+use slots::Slots;
 use sources::Sources;
 use store::{Parts, Store};
 
@@ -64,10 +74,16 @@ static DESCRIPTOR: Descriptor = Descriptor {
     provides: &[
         Provide::new(Images::NAME, "local"),
         Provide::new(ContentOwners::NAME, "image"),
+        Provide::new(ContentOwners::NAME, "image-pulls"),
         Provide::new(Info::NAME, "image"),
         Provide::new(DiskUsage::NAME, "image"),
     ],
-    needs: &[Need::Kind(Blobs::NAME), Need::Kind(Metadata::NAME), Need::Kind(Layers::NAME)],
+    needs: &[
+        Need::Kind(Blobs::NAME),
+        Need::Kind(Metadata::NAME),
+        Need::Kind(Layers::NAME),
+        Need::Optional(Registries::NAME),
+    ],
     routes: &[
         RouteDecl::new("list", Method::Get, "/images/json"),
         RouteDecl::new("inspect", Method::Get, "/images/{name..}/json"),
@@ -78,6 +94,7 @@ static DESCRIPTOR: Descriptor = Descriptor {
         RouteDecl::new("remove", Method::Delete, "/images/{name..}"),
         RouteDecl::new("prune", Method::Post, "/images/prune").since(ApiVersion::v1(25)),
         RouteDecl::new("create", Method::Post, "/images/create").shaped(Shape::Stream),
+        RouteDecl::new("push", Method::Post, "/images/{name..}/push").shaped(Shape::Stream),
         RouteDecl::new("load", Method::Post, "/images/load").shaped(Shape::Stream),
     ],
     ..Descriptor::new("image", Phase::Image)
@@ -114,7 +131,14 @@ impl Plugin for ImagePlugin {
         cx.route("save", &store, handlers::save);
         cx.route("remove", &store, handlers::remove);
         cx.route("prune", &store, handlers::prune);
-        cx.route("create", &store, handlers::create);
+        let unfinished = Unfinished::open(&Ctx::background(), store.metadata.clone()).await?;
+        let unfinished = Arc::new(unfinished);
+        cx.provide::<ContentOwners>("image-pulls", unfinished.clone())?;
+        let downloads = Arc::new(Downloads::new(store.blobs.clone(), cx.tasks.clone()));
+        let puller = Arc::new(Puller { store: store.clone(), downloads, unfinished });
+        cx.route("create", &puller, pull::create);
+        let pusher = Arc::new(Pusher { store: store.clone(), uploads: Slots::default() });
+        cx.route("push", &pusher, push::push);
         cx.route("load", &store, handlers::load);
         let _ = self.0.set(store);
         Ok(Init::Ready)

@@ -23,7 +23,8 @@ use crate::record::signed;
 use crate::store::Store;
 use gantry_sdk::reference::{AnyReference, Reference};
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Media type of manifests.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Bytes handed to the connection at once.
 const CHUNK: usize = 128 << 10;
@@ -212,7 +213,8 @@ impl Session {
     }
 }
 
-fn own_manifest(entry: &Entry) -> Value {
+/// A manifest for an image that came without one; the same each time.
+pub fn own_manifest(entry: &Entry) -> Value {
     let layers: Vec<Value> = entry
         .record
         .layers

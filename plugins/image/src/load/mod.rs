@@ -154,7 +154,8 @@ async fn say(sender: &BodySender, text: String) {
     sender.json(&gantry_api::ProgressMessage::stream(text)).await;
 }
 
-fn digest_of(bytes: &[u8]) -> Digest {
+/// The digest of a small document.
+pub fn digest_of(bytes: &[u8]) -> Digest {
     use sha2::Digest as _;
     Digest::from_sha256(&sha2::Sha256::digest(bytes).into())
 }
