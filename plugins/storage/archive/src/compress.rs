@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use crate::digest::{HashRead, Hasher};
+use crate::digest::Hasher;
 use crate::{ArchiveError, Result};
 
 /// Size of one chunk: large enough that hashing and writing dominate the hand-over.
@@ -70,8 +70,8 @@ fn peek(reader: &mut impl Read) -> Result<(Compression, Vec<u8>)> {
 pub struct Passed {
     /// How it was compressed.
     pub compression: Compression,
-    /// Digest of the bytes as given.
-    pub digest: String,
+    /// Digest of the bytes as given; None if it was not asked for.
+    pub digest: Option<String>,
     /// Their count.
     pub bytes: u64,
     /// Digest of the uncompressed bytes.
@@ -90,11 +90,27 @@ pub struct Passed {
 ///
 /// Those of `consume`; otherwise what reading reported.
 pub fn decompressed<R: Read + Send, T>(
+    reader: R,
+    consume: impl FnOnce(&mut Chunks) -> Result<T>,
+) -> Result<(T, Passed)> {
+    decompressed_with(reader, true, consume)
+}
+
+/// [`decompressed`], with the digest of the bytes as given only if `hash_raw`: for readers that
+/// verify what they give.
+///
+/// # Errors
+///
+/// Those of [`decompressed`].
+pub fn decompressed_with<R: Read + Send, T>(
     mut reader: R,
+    hash_raw: bool,
     consume: impl FnOnce(&mut Chunks) -> Result<T>,
 ) -> Result<(T, Passed)> {
     let (compression, head) = peek(&mut reader)?;
-    let raw = HashRead::new(Cursor::new(head).chain(reader));
+    // The raw bytes may be the uncompressed ones, whose digest is always wanted.
+    let hasher = (hash_raw || compression == Compression::None).then(Hasher::default);
+    let raw = Raw { inner: Cursor::new(head).chain(reader), hasher, bytes: 0 };
     let (full_in, full_out) = sync_channel(QUEUE);
     let (empty_in, empty_out) = sync_channel(QUEUE);
 
@@ -110,10 +126,11 @@ pub fn decompressed<R: Read + Send, T>(
             return Err(ArchiveError::Read(io::Error::other("the decompressing thread died")));
         };
         let value = outcome?;
-        let (digest, bytes) = raw.finish();
+        let (hashed, bytes) = raw;
+        let digest = hashed.map(|hasher| hasher.finish().0);
         let (diff_id, diff_bytes) = match hasher {
             Some(hasher) => hasher.finish(),
-            None => (digest.clone(), bytes),
+            None => (digest.clone().unwrap_or_default(), bytes),
         };
         Ok((value, Passed { compression, digest, bytes, diff_id, diff_bytes }))
     })
@@ -124,10 +141,10 @@ type Chunk = io::Result<Vec<u8>>;
 /// The producing thread's whole life; returns the hash of what it read.
 fn produce<R: Read>(
     compression: Compression,
-    mut raw: HashRead<Peeked<R>>,
+    mut raw: Raw<Peeked<R>>,
     full: &SyncSender<Chunk>,
     empty: &Receiver<Vec<u8>>,
-) -> Hasher {
+) -> (Option<Hasher>, u64) {
     match compression {
         Compression::None => pump(&mut raw, full, empty),
         Compression::Gzip => {
@@ -142,7 +159,25 @@ fn produce<R: Read>(
             }
         }
     }
-    raw.hasher
+    (raw.hasher, raw.bytes)
+}
+
+/// The stream as given, counted and perhaps hashed.
+struct Raw<R> {
+    inner: R,
+    hasher: Option<Hasher>,
+    bytes: u64,
+}
+
+impl<R: Read> Read for Raw<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buf[..n]);
+        }
+        self.bytes += n as u64;
+        Ok(n)
+    }
 }
 
 /// Moves chunks until the end, an error, or until nobody listens any more.
@@ -278,7 +313,7 @@ mod tests {
         let two_members = [gzip(&data[..1000]), gzip(&data[1000..])].concat();
         let zstd = zstd::bulk::compress(&data, 1).unwrap();
         let (_, plain) = read_all(&data).unwrap();
-        assert_eq!(plain.diff_id, plain.digest);
+        assert_eq!(Some(&plain.diff_id), plain.digest.as_ref());
         for (what, bytes) in [("plain", &data), ("gzip", &two_members), ("zstd", &zstd)] {
             let (out, passed) = read_all(bytes).unwrap();
             assert_eq!(out, data, "{what}");
@@ -292,6 +327,8 @@ mod tests {
         let data = gzip(&vec![7; 3_000_000]);
         let ((), passed) = decompressed(&data[..], |_| Ok(())).unwrap();
         assert_eq!((passed.bytes, passed.diff_bytes), (data.len() as u64, 3_000_000));
+        let ((), unhashed) = decompressed_with(&data[..], false, |_| Ok(())).unwrap();
+        assert_eq!(unhashed, Passed { digest: None, ..passed });
     }
 
     #[test]

@@ -63,6 +63,14 @@ pub enum ArchiveError {
         reserve: u64,
     },
 
+    /// The layers below decide about the entry, and they are not in view. The archive may be fine:
+    /// unpack it again with them.
+    #[error("archive entry {entry} cannot be placed without the layers below")]
+    NeedsBelow {
+        /// The entry's name, escaped.
+        entry: String,
+    },
+
     /// A compression we know and do not read.
     #[error("{0} compression is not supported")]
     Compression(&'static str),
@@ -78,6 +86,7 @@ impl ArchiveError {
                 matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
             }
             Self::Write(_) | Self::Io { .. } | Self::NoSpace { .. } => false,
+            Self::NeedsBelow { .. } => false,
         }
     }
 
@@ -92,11 +101,18 @@ impl ArchiveError {
         }
     }
 
-    pub(crate) fn io(doing: &'static str, entry: &[u8], errno: Errno) -> Self {
+    /// A failed operation on `entry`.
+    pub fn io(doing: &'static str, entry: &[u8], errno: Errno) -> Self {
         Self::Io { doing, entry: show(entry), source: errno.into() }
     }
 
-    pub(crate) fn refused(entry: &[u8], what: &'static str) -> Self {
+    /// An entry whose meaning the layers below decide.
+    pub fn needs_below(entry: &[u8]) -> Self {
+        Self::NeedsBelow { entry: show(entry) }
+    }
+
+    /// An entry that is not placed.
+    pub fn refused(entry: &[u8], what: &'static str) -> Self {
         Self::Refused { entry: show(entry), what }
     }
 }

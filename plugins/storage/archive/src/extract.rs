@@ -11,12 +11,13 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, statat};
 use rustix::io::Errno;
 
-use crate::compress::{Passed, decompressed};
+use crate::compress::{Passed, decompressed_with};
 use crate::entry::{Entry, Kind};
 use crate::limits::Limits;
 use crate::name::{self, Marker, join, split};
 use crate::place::{Attributes, Missing, dress, dress_node, mode_of, open_dir, undress};
 use crate::reader::Reader;
+use crate::standalone::Implied;
 use crate::tree::{Dir, Tree, is_dir, is_whiteout, open_beneath};
 use crate::{ArchiveError, Result, content, xattr};
 
@@ -34,7 +35,7 @@ pub enum Whiteouts {
 }
 
 /// How to unpack.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ExtractOptions<'a> {
     /// Bounds.
     pub limits: Limits,
@@ -43,12 +44,34 @@ pub struct ExtractOptions<'a> {
     /// The merged tree of the layers below: gives missing parents their attributes, resolves links
     /// that lead through it, and has the files that hard links may point to.
     pub below: Option<BorrowedFd<'a>>,
+    /// There are layers below, and they are not there yet: unpack what means the same whatever they
+    /// hold, and note the rest for [`settle_standalone`](crate::settle_standalone). Only with
+    /// [`Whiteouts::Overlay`] and without [`below`](Self::below).
+    pub standalone: bool,
     /// Owner of everything, instead of the archive's.
     pub owner: Option<(u32, u32)>,
     /// Leave the top directory's own attributes alone.
     pub keep_root: bool,
     /// Refuse to put a directory in place of something else, or the reverse.
     pub no_type_change: bool,
+    /// Hash the stream as given. Off where the reader verifies it already; the digest of the
+    /// uncompressed bytes is computed in any case.
+    pub hash_raw: bool,
+}
+
+impl Default for ExtractOptions<'_> {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            whiteouts: Whiteouts::default(),
+            below: None,
+            standalone: false,
+            owner: None,
+            keep_root: false,
+            no_type_change: false,
+            hash_raw: true,
+        }
+    }
 }
 
 /// What was unpacked.
@@ -60,6 +83,11 @@ pub struct Summary {
     pub file_bytes: u64,
     /// Attributes that do not travel or that the file system does not have.
     pub skipped_xattrs: u64,
+    /// With [`ExtractOptions::standalone`]: directories that are used and not described, by their
+    /// names without any link on the way, each before those in it.
+    pub implied: Vec<Vec<u8>>,
+    /// Whether the archive describes the top directory.
+    pub top_given: bool,
     /// Digests and sizes of the stream.
     pub stream: Passed,
 }
@@ -78,12 +106,25 @@ pub fn extract<R: Read + Send>(
     root: BorrowedFd<'_>,
     options: &ExtractOptions<'_>,
 ) -> Result<Summary> {
-    let ((entries, file_bytes, skipped_xattrs), stream) = decompressed(reader, |chunks| {
+    if options.standalone && (options.whiteouts != Whiteouts::Overlay || options.below.is_some()) {
+        return Err(ArchiveError::refused(b"", "only an overlay's layer is unpacked on its own"));
+    }
+    let (outcome, stream) = decompressed_with(reader, options.hash_raw, |chunks| {
         let mut extractor = Extractor::new(chunks, root, options)?;
         extractor.run()?;
-        Ok((extractor.reader.entries(), extractor.file_bytes, extractor.skipped_xattrs))
+        Ok(extractor.finish())
     })?;
-    Ok(Summary { entries, file_bytes, skipped_xattrs, stream })
+    let Outcome { entries, file_bytes, skipped_xattrs, implied, top_given } = outcome;
+    Ok(Summary { entries, file_bytes, skipped_xattrs, implied, top_given, stream })
+}
+
+/// A [`Summary`] but for the stream.
+struct Outcome {
+    entries: u64,
+    file_bytes: u64,
+    skipped_xattrs: u64,
+    implied: Vec<Vec<u8>>,
+    top_given: bool,
 }
 
 /// Bytes written between two looks at the free space.
@@ -103,14 +144,19 @@ struct Extractor<'a, R> {
     file_bytes: u64,
     unchecked_bytes: u64,
     skipped_xattrs: u64,
+    top_given: bool,
 }
 
 impl<'a, R: BufRead> Extractor<'a, R> {
     fn new(chunks: R, root: BorrowedFd<'a>, options: &'a ExtractOptions<'a>) -> Result<Self> {
         let is_overlay = options.whiteouts == Whiteouts::Overlay;
+        let mut tree = Tree::new(root, options.below, is_overlay);
+        if options.standalone {
+            tree.expect_below();
+        }
         let extractor = Self {
             reader: Reader::new(chunks, options.limits.clone()),
-            tree: Tree::new(root, options.below, is_overlay),
+            tree,
             options,
             root,
             placed: (options.whiteouts == Whiteouts::Remove).then(HashSet::new),
@@ -118,6 +164,7 @@ impl<'a, R: BufRead> Extractor<'a, R> {
             file_bytes: 0,
             unchecked_bytes: 0,
             skipped_xattrs: 0,
+            top_given: false,
         };
         extractor.check_space()?;
         Ok(extractor)
@@ -132,9 +179,29 @@ impl<'a, R: BufRead> Extractor<'a, R> {
             if let Some((uid, gid)) = self.options.owner {
                 (entry.uid, entry.gid) = (uid, gid);
             }
-            self.member(&path, &entry)?;
+            self.member(&path, &entry).map_err(|error| match error {
+                // A link below may make it good.
+                ArchiveError::Refused { entry, .. } if self.has_implied() => {
+                    ArchiveError::NeedsBelow { entry }
+                }
+                error => error,
+            })?;
         }
         self.tree.settle()
+    }
+
+    fn has_implied(&self) -> bool {
+        self.tree.implied.as_ref().is_some_and(|implied| !implied.is_empty())
+    }
+
+    fn finish(self) -> Outcome {
+        Outcome {
+            entries: self.reader.entries(),
+            file_bytes: self.file_bytes,
+            skipped_xattrs: self.skipped_xattrs,
+            implied: self.tree.implied.map(Implied::into_names).unwrap_or_default(),
+            top_given: self.top_given,
+        }
     }
 
     /// The directory `path`, which from now on belongs to this layer too.
@@ -204,6 +271,7 @@ impl<'a, R: BufRead> Extractor<'a, R> {
         if self.options.keep_root {
             return Ok(());
         }
+        self.top_given = true;
         self.redress(&dir.fd, b"", b"", entry)
     }
 
@@ -219,6 +287,9 @@ impl<'a, R: BufRead> Extractor<'a, R> {
             }
             match self.occupant(dir, last, path)? {
                 Some(Occupant::Directory) => {
+                    if let Some(implied) = &self.tree.implied {
+                        implied.refuse_change(&real, path)?;
+                    }
                     let fd = open_dir(&dir.fd, last, path)?;
                     return self.redress(&fd, &real, path, entry);
                 }
@@ -318,6 +389,9 @@ impl<'a, R: BufRead> Extractor<'a, R> {
 
     /// Brings a file of the layers below into this one, because a hard link points to it.
     fn copy_up(&mut self, dir: &Rc<Dir>, name: &[u8], path: &[u8]) -> Result<()> {
+        if self.options.standalone {
+            return Err(ArchiveError::needs_below(path));
+        }
         let below = self.tree.dir_below(&dir.real);
         let Some(below) = below.filter(|_| !xattr::is_opaque(&dir.fd)) else {
             return Err(ArchiveError::refused(path, "the target of the hard link is missing"));
@@ -429,6 +503,9 @@ impl<'a, R: BufRead> Extractor<'a, R> {
     /// Removes a whole tree and forgets what we knew of it.
     fn remove(&mut self, dir: &Rc<Dir>, last: &[u8], path: &[u8]) -> Result<()> {
         let real = join(&dir.real, last);
+        if let Some(implied) = &self.tree.implied {
+            implied.refuse_removal(&real, path)?;
+        }
         self.tree.forget(&real);
         let inside = join(&real, b"");
         self.copied.retain(|path| !path.starts_with(&inside));
@@ -489,6 +566,9 @@ impl<'a, R: BufRead> Extractor<'a, R> {
                 .map_err(|e| ArchiveError::io("make opaque", path, e));
         }
         // Overlayfs does not look for the mark on the top directory: hide its entries one by one.
+        if self.options.standalone {
+            return Err(ArchiveError::needs_below(path));
+        }
         let Some(below) = self.tree.dir_below(b"") else { return Ok(()) };
         for name in content::names(&below).map_err(|e| ArchiveError::io("list", path, e))? {
             self.hide(dir, &name, path)?;

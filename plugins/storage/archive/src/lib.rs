@@ -7,6 +7,7 @@
 //! # Map
 //!
 //! - [`extract()`]: an archive into a directory, with digests of what passed
+//! - [`settle_standalone`]: a layer that was unpacked before the layers below it were there
 //! - [`create()`], [`create_one`]: a directory into an archive, deterministic
 //! - [`overlay_changes`], [`tree_changes`], [`create_from_changes`]: what a layer changes
 //! - [`copy_tree`], [`copy_children`]: a tree with all its attributes
@@ -38,16 +39,17 @@ mod error;
 mod extract;
 mod header;
 mod limits;
-mod name;
+pub mod name;
 mod pax;
 mod place;
 mod reader;
+mod standalone;
 mod tree;
 mod writer;
-mod xattr;
+pub mod xattr;
 
 pub use changes::{ChangeKind, Changes, create_from_changes, overlay_changes, tree_changes};
-pub use compress::{Chunks, Compression, Passed, decompressed, detect};
+pub use compress::{Chunks, Compression, Passed, decompressed, decompressed_with, detect};
 pub use copy::{copy_children, copy_tree};
 pub use create::{CreateOptions, Created, Filter, Source, create, create_one};
 pub use digest::{HashRead, HashWrite, Hasher};
@@ -56,4 +58,5 @@ pub use error::{ArchiveError, Result};
 pub use extract::{ExtractOptions, Summary, Whiteouts, extract};
 pub use limits::Limits;
 pub use reader::Reader;
+pub use standalone::settle_standalone;
 pub use writer::Writer;

@@ -10,7 +10,7 @@ use crate::{ArchiveError, Result};
 /// # Errors
 ///
 /// [`ArchiveError::Refused`] for a name that leaves the root, holds a NUL, or is too long or deep.
-pub(crate) fn clean(name: &[u8], depth: usize) -> Result<Vec<u8>> {
+pub fn clean(name: &[u8], depth: usize) -> Result<Vec<u8>> {
     if is_clean(name) && name.len() <= PATH_BYTES {
         let mut components = 0;
         let mut longest = 0;
@@ -59,7 +59,7 @@ fn is_clean(name: &[u8]) -> bool {
 }
 
 /// Directory and last component of a clean path.
-pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
         None => (b"", path),
@@ -67,7 +67,7 @@ pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// `dir` and `name` as one path.
-pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+pub fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
 }
 
@@ -80,7 +80,7 @@ const AUFS: &[u8] = b".wh..wh.";
 
 /// What a member's name says about the layers below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Marker<'a> {
+pub enum Marker<'a> {
     /// Nothing: an ordinary member.
     None,
     /// This name is gone.
@@ -97,7 +97,7 @@ pub(crate) enum Marker<'a> {
 ///
 /// [`ArchiveError::Refused`] for a marker of nothing, of `.` or `..`, or one that is used as a
 /// directory.
-pub(crate) fn marker(path: &[u8]) -> Result<Marker<'_>> {
+pub fn marker(path: &[u8]) -> Result<Marker<'_>> {
     let (dir, name) = split(path);
     if !path.windows(WHITEOUT.len()).any(|window| window == WHITEOUT) {
         return Ok(Marker::None);

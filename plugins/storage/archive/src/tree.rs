@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use crate::entry::Time;
 use crate::name::join;
 use crate::place::{Attributes, make_directory};
+use crate::standalone::Implied;
 use crate::{ArchiveError, Result, xattr};
 
 /// Open directories kept at hand.
@@ -51,12 +52,30 @@ pub(crate) struct Tree<'a> {
     pub(crate) times: BTreeMap<Vec<u8>, Time>,
     /// Default ACLs that directories get then.
     pub(crate) acls: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Set where there are layers below and they are not in view: directories that may have to look
+    /// like theirs.
+    pub(crate) implied: Option<Implied>,
 }
 
 /// One step of a walk: the directory here, and its counterpart below.
 struct Level {
     dir: Rc<Dir>,
-    below: Option<OwnedFd>,
+    below: Below,
+}
+
+/// A directory's counterpart in the layers below.
+enum Below {
+    /// There is none, or it is hidden.
+    Nothing,
+    /// Not in view.
+    Unknown,
+    Directory(OwnedFd),
+}
+
+impl From<Option<OwnedFd>> for Below {
+    fn from(fd: Option<OwnedFd>) -> Self {
+        fd.map_or(Self::Nothing, Self::Directory)
+    }
 }
 
 pub(crate) const OPEN_DIR: OFlags =
@@ -90,7 +109,13 @@ impl<'a> Tree<'a> {
             has_links: false,
             times: BTreeMap::new(),
             acls: BTreeMap::new(),
+            implied: None,
         }
+    }
+
+    /// From now on the layers below are missing, not absent.
+    pub(crate) fn expect_below(&mut self) {
+        self.implied = Some(Implied::default());
     }
 
     /// The directory `path` (clean), made with its parents if it is missing. `entry` is what it is
@@ -192,8 +217,9 @@ impl<'a> Tree<'a> {
         let fail = |errno| opening(entry, errno);
         let root = self.open_plain(b"").and_then(|fd| self.adopt(fd, Vec::new())).map_err(fail)?;
         let below = match self.below {
-            Some(below) => Some(open_beneath(below, b"").map_err(fail)?),
-            None => None,
+            Some(below) => Below::Directory(open_beneath(below, b"").map_err(fail)?),
+            None if self.implied.is_some() => Below::Unknown,
+            None => Below::Nothing,
         };
         let mut levels = vec![Level { dir: root, below }];
         let mut names: Vec<Vec<u8>> = components(path);
@@ -240,8 +266,10 @@ impl<'a> Tree<'a> {
                 let fd = rustix::fs::openat(&here.dir.fd, name, OPEN_DIR, Mode::empty())
                     .map_err(fail)?;
                 let below = match &here.below {
-                    Some(below) if !xattr::is_opaque(&fd) => open_dir_at(below, name),
-                    _ => None,
+                    Below::Nothing => Below::Nothing,
+                    _ if xattr::is_opaque(&fd) => Below::Nothing,
+                    Below::Unknown => Below::Unknown,
+                    Below::Directory(below) => open_dir_at(below, name).into(),
                 };
                 Ok(Step::Into(Level { dir: self.adopt(fd, real).map_err(fail)?, below }))
             }
@@ -252,27 +280,48 @@ impl<'a> Tree<'a> {
                 rustix::fs::unlinkat(&here.dir.fd, name, AtFlags::empty()).map_err(fail)?;
                 let dir = self.make(here, name, real, None, entry, time)?;
                 xattr::set_opaque(&dir.fd).map_err(fail)?;
-                Ok(Step::Into(Level { dir, below: None }))
+                Ok(Step::Into(Level { dir, below: Below::Nothing }))
             }
             Some(_) => Err(ArchiveError::refused(entry, "its parent is not a directory")),
-            None => {
-                let stat_below = here.below.as_ref().and_then(|below| {
-                    statat(below, name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| (below, stat))
-                });
-                let below = match &stat_below {
-                    Some((below, stat)) if is_link(stat) => {
-                        return read_link(below, name).map(Step::Link).map_err(fail);
-                    }
-                    Some((_, stat)) if !is_dir(stat) => {
-                        return Err(ArchiveError::refused(entry, "its parent is not a directory"));
-                    }
-                    Some((below, _)) => open_dir_at(below, name),
-                    None => None,
-                };
-                let dir = self.make(here, name, real, below.as_ref(), entry, time)?;
-                Ok(Step::Into(Level { dir, below }))
-            }
+            None => self.step_below(here, name, real, entry, time),
         }
+    }
+
+    /// One component that does not exist here.
+    fn step_below(
+        &mut self,
+        here: &Level,
+        name: &[u8],
+        real: Vec<u8>,
+        entry: &[u8],
+        time: Time,
+    ) -> Result<Step> {
+        let below = match &here.below {
+            Below::Nothing => Below::Nothing,
+            Below::Unknown => {
+                if let Some(implied) = &mut self.implied {
+                    implied.note(&real, entry)?;
+                }
+                Below::Unknown
+            }
+            Below::Directory(below) => match statat(below, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if is_link(&stat) => {
+                    let fail = |errno| opening(entry, errno);
+                    return read_link(below, name).map(Step::Link).map_err(fail);
+                }
+                Ok(stat) if !is_dir(&stat) => {
+                    return Err(ArchiveError::refused(entry, "its parent is not a directory"));
+                }
+                Ok(_) => open_dir_at(below, name).into(),
+                Err(_) => Below::Nothing,
+            },
+        };
+        let like = match &below {
+            Below::Directory(fd) => Some(fd),
+            Below::Nothing | Below::Unknown => None,
+        };
+        let dir = self.make(here, name, real, like, entry, time)?;
+        Ok(Step::Into(Level { dir, below }))
     }
 
     /// Makes a parent that the archive did not mention: like its counterpart below, or plain.

@@ -20,13 +20,14 @@ use crate::limits::XATTR_BYTES;
 use crate::{ArchiveError, Result};
 
 /// A default ACL changes what is created in its directory, so it is set when all is in place.
-pub(crate) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
-pub(crate) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+pub const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+/// Permissions beyond the mode.
+pub const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 /// Source: Linux, `Documentation/filesystems/overlayfs.rst`.
 pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// Whether an attribute travels.
-pub(crate) fn is_kept(name: &[u8]) -> bool {
+pub fn is_kept(name: &[u8]) -> bool {
     match name {
         b"security.capability" => true,
         _ if name == DEFAULT_ACL || name == ACCESS_ACL => true,
@@ -41,8 +42,11 @@ pub(crate) fn is_kept(name: &[u8]) -> bool {
 
 /// A file whose attributes can be reached: open for reading, or by `O_PATH`, which needs the way
 /// through `/proc`.
-pub(crate) enum Node<'a> {
+#[derive(Debug)]
+pub enum Node<'a> {
+    /// Open for reading.
     Open(&'a OwnedFd),
+    /// Opened by `O_PATH`.
     Path(&'a OwnedFd),
 }
 
@@ -98,7 +102,11 @@ impl Node<'_> {
     }
 
     /// The attributes that travel.
-    pub(crate) fn read(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Errno> {
+    ///
+    /// # Errors
+    ///
+    /// What the file system reported; that it has no attributes is no error.
+    pub fn read(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Errno> {
         let mut xattrs = BTreeMap::new();
         for name in self.names()? {
             if !is_kept(&name) {

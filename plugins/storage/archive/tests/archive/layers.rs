@@ -7,8 +7,8 @@ use std::process::Command;
 
 use crate::common::{Place, is_root, open};
 use gantry_archive::{
-    CreateOptions, Created, ExtractOptions, Result, Source, Whiteouts, copy_tree, create,
-    create_from_changes, extract,
+    ArchiveError, CreateOptions, Created, ExtractOptions, Result, Source, Whiteouts, copy_tree,
+    create, create_from_changes, extract, settle_standalone,
 };
 use gantry_sys::mount::Overlay;
 use gantry_testkit::archive::Tar;
@@ -42,15 +42,35 @@ fn listing(tar: &[u8]) -> Vec<String> {
     lines
 }
 
+/// A snapshot that also tells which directories are opaque; when something was marked as deleted
+/// does not matter.
+fn with_marks(root: &Path) -> std::collections::BTreeMap<String, String> {
+    let mut nodes = gantry_testkit::tree::snapshot(root).unwrap();
+    for (name, node) in &mut nodes {
+        let mut value = [0; 4];
+        let mark = rustix::fs::lgetxattr(root.join(name), "trusted.overlay.opaque", &mut value[..]);
+        node.push_str(if mark.is_ok() { " opaque" } else { "" });
+        if node.starts_with("device c 0 ") {
+            "deleted".clone_into(node);
+        }
+    }
+    nodes
+}
+
 /// Unpacks layers both ways: each into its own overlay directory, and over a copy of the last one.
 struct Both {
     dir: tempfile::TempDir,
     count: usize,
+    /// Whether each layer could be unpacked in view of those below it.
+    outcomes: Vec<bool>,
+    /// Whether each but the first could be unpacked out of their view.
+    alone: Vec<bool>,
 }
 
 impl Both {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), count: 0 }
+        let dir = tempfile::tempdir().unwrap();
+        Self { dir, count: 0, outcomes: Vec::new(), alone: Vec::new() }
     }
 
     fn make(&self, name: &str) -> OwnedFd {
@@ -76,6 +96,34 @@ impl Both {
         open(&self.dir.path().join(format!("tree{n}")))
     }
 
+    /// Unpacks `layer` on its own and settles it; the same directory with the layers below in view
+    /// must be equal. False if it cannot be done without them.
+    fn stands_alone(&mut self, n: usize, layer: &[u8], below: &OwnedFd) -> bool {
+        let alone = self.make(&format!("alone{n}"));
+        let options = ExtractOptions {
+            whiteouts: Whiteouts::Overlay,
+            standalone: true,
+            hash_raw: false,
+            ..ExtractOptions::default()
+        };
+        let settled = extract(layer, alone.as_fd(), &options).and_then(|summary| {
+            let (implied, top_given) = (&summary.implied, summary.top_given);
+            assert!(implied.is_sorted());
+            settle_standalone(alone.as_fd(), below.as_fd(), implied, top_given)
+        });
+        let with_below = self.outcomes.last().copied();
+        match settled {
+            Err(ArchiveError::NeedsBelow { .. }) => return false,
+            Err(error) => assert_eq!(with_below, Some(false), "only alone: {error:?}"),
+            Ok(()) => {
+                assert_eq!(with_below, Some(true), "only with the layers below");
+                let at = |name: &str| with_marks(&self.dir.path().join(format!("{name}{n}")));
+                gantry_testkit::tree::assert_same(&at("over"), &at("alone"), "alone");
+            }
+        }
+        true
+    }
+
     fn push(&mut self, layer: &[u8]) -> (Result<()>, Result<()>) {
         let n = self.count;
         self.count += 1;
@@ -87,6 +135,11 @@ impl Both {
             ..ExtractOptions::default()
         };
         let first = extract(layer, over.as_fd(), &overlay).map(drop);
+        self.outcomes.push(first.is_ok());
+        if let Some(below) = &below {
+            let alone = self.stands_alone(n, layer, below);
+            self.alone.push(alone);
+        }
 
         let tree = self.make(&format!("tree{n}"));
         if n > 0 {
@@ -227,7 +280,11 @@ fn build(members: &[Member]) -> Vec<u8> {
         let (dir, name) = path.rsplit_once('/').map_or(("", path.as_str()), |(d, n)| (d, n));
         let at = |name: &str| format!("{dir}/{name}").trim_start_matches('/').to_owned();
         tar = match kind {
-            0 => tar.dir(path),
+            0 => tar.with(path, b'5', |h| {
+                h.set_mode(if other.starts_with('b') { 0o2750 } else { 0o755 });
+                h.set_mtime(1_600_000_000 + other.len() as u64);
+                h.set_gid(other.len() as u64);
+            }),
             1 | 2 => tar.file(path, other),
             3 if other.len() > 3 => tar.symlink(path, &format!("/{other}")),
             3 => tar.symlink(path, other),
@@ -258,6 +315,48 @@ proptest! {
             }
         }
         both.assert_same("any layers");
+    }
+}
+
+#[test]
+fn root_what_needs_the_layers_below_says_so() {
+    if !is_root() {
+        return;
+    }
+    let own = |h: &mut gantry_testkit::archive::Header| {
+        h.set_mode(0o2751);
+        h.set_uid(1000);
+    };
+    let base = Tar::default()
+        .with("./", b'5', own)
+        .dir("usr/")
+        .pax(&[("SCHILY.xattr.user.note", b"kept")])
+        .with("usr/lib/", b'5', own)
+        .file("usr/lib/a", "a")
+        .symlink("lib", "usr/lib")
+        .file("plain", "x")
+        .end();
+    let cases: Vec<(&str, bool, Vec<u8>)> = vec![
+        ("described", true, Tar::default().dir("usr").dir("usr/lib").file("usr/lib/b", "").end()),
+        ("implied", true, Tar::default().file("usr/lib/b", "").file("usr/new/c", "").end()),
+        ("implied and opaque", true, Tar::default().file("usr/lib/.wh..wh..opq", "").end()),
+        ("markers", true, Tar::default().file("usr/lib/.wh.a", "").file(".wh.plain", "").end()),
+        ("in place of a link", true, Tar::default().dir("lib").file("lib/x/y", "").end()),
+        ("own links", true, Tar::default().symlink("l", "usr/lib").file("l/x", "").end()),
+        ("own hard link", true, Tar::default().file("f", "").hardlink("h", "f").end()),
+        ("through a link", false, Tar::default().file("lib/b", "").end()),
+        ("hard link below", false, Tar::default().hardlink("h", "plain").end()),
+        ("beneath a file", false, Tar::default().file("plain/x", "").end()),
+        ("opaque top", false, Tar::default().file(".wh..wh..opq", "").end()),
+        ("described late", false, Tar::default().file("usr/x", "").dir("usr").end()),
+        ("removed again", false, Tar::default().file("usr/x", "").file("usr", "").end()),
+        ("link to used", false, Tar::default().file("usr/x", "").hardlink("h", "usr").end()),
+    ];
+    for (what, alone, layer) in cases {
+        let mut both = Both::new();
+        both.push(&base).0.unwrap();
+        drop(both.push(&layer));
+        assert_eq!(both.alone, [alone], "{what}");
     }
 }
 
