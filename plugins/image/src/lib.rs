@@ -30,7 +30,7 @@
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use gantry_sdk::kinds::blobs::{Blobs, ContentOwners};
+use gantry_sdk::kinds::blobs::{BlobSources, Blobs, ContentOwners};
 use gantry_sdk::kinds::images::Images;
 use gantry_sdk::kinds::info::{DiskUsage, Info};
 use gantry_sdk::kinds::layers::Layers;
@@ -64,6 +64,7 @@ pub mod upkeep;
 
 use pull::Puller;
 use pull::downloads::Downloads;
+use pull::source::Repositories;
 use pull::unfinished::Unfinished;
 use push::Pusher;
 use slots::Slots;
@@ -75,6 +76,7 @@ static DESCRIPTOR: Descriptor = Descriptor {
         Provide::new(Images::NAME, "local"),
         Provide::new(ContentOwners::NAME, "image"),
         Provide::new(ContentOwners::NAME, "image-pulls"),
+        Provide::new(BlobSources::NAME, "image-registries"),
         Provide::new(Info::NAME, "image"),
         Provide::new(DiskUsage::NAME, "image"),
     ],
@@ -136,6 +138,7 @@ impl Plugin for ImagePlugin {
         cx.provide::<ContentOwners>("image-pulls", unfinished.clone())?;
         let downloads = Arc::new(Downloads::new(store.blobs.clone(), cx.tasks.clone()));
         let puller = Arc::new(Puller { store: store.clone(), downloads, unfinished });
+        cx.provide::<BlobSources>("image-registries", Arc::new(Repositories(puller.clone())))?;
         cx.route("create", &puller, pull::create);
         let pusher = Arc::new(Pusher { store: store.clone(), uploads: Slots::default() });
         cx.route("push", &pusher, push::push);

@@ -321,8 +321,8 @@ impl ContentOwner for Store {
         Ok(self.index().wanted().into_iter().collect())
     }
 
-    async fn droppable(&self, _: &Ctx) -> Result<Vec<Droppable>> {
-        Ok(Vec::new()) // nothing came from a registry
+    async fn droppable(&self, cx: &Ctx) -> Result<Vec<Droppable>> {
+        crate::pull::source::droppable(self, cx).await
     }
 }
 

@@ -12,12 +12,14 @@
 //! - [`manifest`], [`resolve`]: what a registry says, bounded and checked
 //! - [`downloads`]: each blob once, whoever wants it
 //! - [`unfinished`]: what stays of a pull that failed
+//! - [`source`]: layers that were dropped come back
 //! - [`board`]: what the client sees
 
 pub mod board;
 pub mod downloads;
 pub mod manifest;
 pub mod resolve;
+pub mod source;
 pub mod statements;
 pub mod unfinished;
 
