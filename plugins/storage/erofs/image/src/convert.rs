@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use gantry_archive::name::{self, Marker, join, split};
 use gantry_archive::{
-    ArchiveError, Entry, Kind as Member, Limits, Reader, Result, Run, Summary, Time,
+    ArchiveError, Entry, Kind as Member, Limits, Passed, Reader, Result, Run, Summary, Time,
     decompressed_with,
 };
 use rustix::io::Errno;
@@ -21,6 +21,7 @@ use crate::data::{Copied, write_plain, write_sparse};
 use crate::disk::BLOCK;
 use crate::sink::Sink;
 use crate::tree::{Content, Directory, Id, Kind, TOP, Tree};
+use crate::walk::{Place, Sight};
 use crate::{below, layout};
 
 /// How to write an image.
@@ -68,24 +69,41 @@ pub fn convert<R: Read + Send>(
     image: &File,
     options: &ConvertOptions<'_>,
 ) -> Result<Summary> {
+    let (done, stream) =
+        decompressed_with(reader, options.hash_raw, |chunks| read(chunks, image, options))?;
+    done.finish(image, stream)
+}
+
+/// As [`convert`], but reads to the end whatever the layer needs.
+///
+/// # Errors
+///
+/// The outer one is about the stream, the inner one about the layer.
+pub fn convert_to_end<R: Read + Send>(
+    reader: R,
+    image: &File,
+    options: &ConvertOptions<'_>,
+) -> Result<(Result<Summary>, Passed)> {
+    let (done, stream) =
+        decompressed_with(reader, options.hash_raw, |chunks| match read(chunks, image, options) {
+            Err(error @ ArchiveError::Read(_)) => Err(error),
+            outcome => Ok(outcome),
+        })?;
+    Ok((done.and_then(|done| done.finish(image, stream.clone())), stream))
+}
+
+fn read<'a, R: BufRead>(
+    chunks: R,
+    image: &'a File,
+    options: &ConvertOptions<'a>,
+) -> Result<Done<'a>> {
     if options.standalone && options.below.is_some() {
         let why = "a layer that is unpacked on its own has none below in view";
         return Err(ArchiveError::refused(b"", why));
     }
-    let (done, stream) = decompressed_with(reader, options.hash_raw, |chunks| {
-        let mut converter = Converter::new(chunks, image, options)?;
-        converter.run()?;
-        Ok(converter.done())
-    })?;
-    layout::write(&done.tree, &done.implied, done.sink, image, &stream.diff_id)?;
-    Ok(Summary {
-        entries: done.entries,
-        file_bytes: done.file_bytes,
-        skipped_xattrs: done.skipped_xattrs,
-        implied: done.implied.into_iter().collect(),
-        top_given: done.top_given,
-        stream,
-    })
+    let mut converter = Converter::new(chunks, image, options)?;
+    converter.run()?;
+    Ok(converter.done())
 }
 
 /// What is left when the archive has passed.
@@ -99,18 +117,32 @@ struct Done<'a> {
     top_given: bool,
 }
 
-struct Converter<'a, R> {
+impl Done<'_> {
+    fn finish(self, image: &File, stream: Passed) -> Result<Summary> {
+        layout::write(&self.tree, &self.implied, self.sink, image, &stream.diff_id)?;
+        Ok(Summary {
+            entries: self.entries,
+            file_bytes: self.file_bytes,
+            skipped_xattrs: self.skipped_xattrs,
+            implied: self.implied.into_iter().collect(),
+            top_given: self.top_given,
+            stream,
+        })
+    }
+}
+
+pub(crate) struct Converter<'a, R> {
     reader: Reader<R>,
-    tree: Tree,
+    pub(crate) tree: Tree,
     sink: Sink<'a>,
     depth: usize,
-    below: Option<Below<'a>>,
-    standalone: bool,
+    pub(crate) below: Option<Below<'a>>,
+    pub(crate) standalone: bool,
     /// The last directory, by a name over which no link leads.
-    last: Option<Rc<Place>>,
+    pub(crate) last: Option<Rc<Place>>,
     /// Directories that are used and not described, where the layers below are not in view.
-    implied: BTreeSet<Vec<u8>>,
-    implied_bytes: usize,
+    pub(crate) implied: BTreeSet<Vec<u8>>,
+    pub(crate) implied_bytes: usize,
     /// Files that are here only because a hard link points to them; to markers they are still files
     /// of the layers below.
     copied: BTreeSet<Vec<u8>>,
@@ -119,39 +151,8 @@ struct Converter<'a, R> {
     top_given: bool,
 }
 
-/// Implied directories noted for one archive, and bytes of their names; who needs more waits for the
-/// layers below.
-const MOST_IMPLIED: usize = 1 << 16;
-const MOST_IMPLIED_BYTES: usize = 8 << 20;
-/// Links expanded on one name. Source: Linux, `MAXSYMLINKS`.
-const LINKS: usize = 40;
 /// The longest target of a link. Source: Linux, `PATH_MAX`.
 const TARGET: usize = 4095;
-
-/// What is known of the layers below at some directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sight {
-    /// Nothing of them shows.
-    Nothing,
-    /// They are not there yet.
-    Unknown,
-    /// They are in view.
-    There,
-}
-
-/// A directory of the tree.
-#[derive(Clone, Debug)]
-struct Place {
-    dir: Id,
-    /// Its name without any link on the way.
-    real: Vec<u8>,
-    sight: Sight,
-}
-
-enum Step {
-    Into(Place),
-    Link(Vec<u8>),
-}
 
 impl<'a, R: BufRead> Converter<'a, R> {
     fn new(chunks: R, image: &'a File, options: &ConvertOptions<'a>) -> Result<Self> {
@@ -466,172 +467,9 @@ impl<'a, R: BufRead> Converter<'a, R> {
             _ => Ok(()),
         }
     }
-
-    fn sight(&self) -> Sight {
-        match (&self.below, self.standalone) {
-            (Some(_), _) => Sight::There,
-            (None, true) => Sight::Unknown,
-            (None, false) => Sight::Nothing,
-        }
-    }
-
-    /// The directory `path` (clean), made with its parents if it is missing. `of` is what it is
-    /// needed for; new directories get `time`.
-    fn place(&mut self, path: &[u8], of: &[u8], time: Time) -> Result<Rc<Place>> {
-        if let Some(last) = self.last.as_ref().filter(|last| last.real == path) {
-            return Ok(last.clone());
-        }
-        let place = match self.plain(path) {
-            Some(place) => place,
-            None => self.walk(path, of, time)?,
-        };
-        let place = Rc::new(place);
-        // Of a name that leads over a link it is not known how long that is so.
-        self.last = (place.real == path).then(|| place.clone());
-        Ok(place)
-    }
-
-    /// The directory `path` if all on the way to it are directories here.
-    fn plain(&self, path: &[u8]) -> Option<Place> {
-        let mut place = Place { dir: TOP, real: path.to_vec(), sight: self.sight() };
-        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-            place.dir = self.tree.get(place.dir, name)?;
-            if self.tree.directory(place.dir)?.is_opaque {
-                place.sight = Sight::Nothing;
-            }
-        }
-        Some(place)
-    }
-
-    fn walk(&mut self, path: &[u8], of: &[u8], time: Time) -> Result<Place> {
-        let mut levels = vec![Place { dir: TOP, real: Vec::new(), sight: self.sight() }];
-        let mut names: Vec<Vec<u8>> = components(path);
-        let mut links = 0;
-        while let Some(name) = names.pop() {
-            if name == b".." {
-                if levels.len() > 1 {
-                    levels.pop();
-                }
-                continue;
-            }
-            let Some(here) = levels.last() else { break };
-            match self.step(&here.clone(), &name, of, time)? {
-                Step::Into(place) => levels.push(place),
-                Step::Link(target) => {
-                    links += 1;
-                    if links > LINKS {
-                        return Err(ArchiveError::refused(of, "too many links on the way"));
-                    }
-                    if target.starts_with(b"/") {
-                        levels.truncate(1);
-                    }
-                    names.extend(components(&target));
-                    if names.len() + levels.len() > 4096 {
-                        return Err(ArchiveError::refused(of, "it is too deep"));
-                    }
-                }
-            }
-        }
-        levels.pop().ok_or_else(|| ArchiveError::io("find", of, Errno::NOENT))
-    }
-
-    /// One component, which exists here, exists below, or is made.
-    fn step(&mut self, here: &Place, name: &[u8], of: &[u8], time: Time) -> Result<Step> {
-        let Some(id) = self.tree.get(here.dir, name) else {
-            return self.step_below(here, name, of, time);
-        };
-        let node = self.tree.node(id);
-        match &node.content {
-            Content::Directory(directory) => {
-                let sight = if directory.is_opaque { Sight::Nothing } else { here.sight };
-                Ok(Step::Into(Place { dir: id, real: join(&here.real, name), sight }))
-            }
-            Content::Symlink(target) => Ok(Step::Link(target.to_vec())),
-            _ if node.is_whiteout() => {
-                self.tree.unlink(here.dir, name);
-                let attributes = Attributes::plain(0o755, time);
-                let place = self.make(here, name, attributes, Sight::Nothing)?;
-                self.tree.set_opaque(place.dir);
-                Ok(Step::Into(place))
-            }
-            _ => Err(ArchiveError::refused(of, "its parent is not a directory")),
-        }
-    }
-
-    /// One component that does not exist here.
-    fn step_below(&mut self, here: &Place, name: &[u8], of: &[u8], time: Time) -> Result<Step> {
-        let mut attributes = Attributes::plain(0o755, time);
-        let mut sight = here.sight;
-        match (here.sight, &self.below) {
-            (Sight::Unknown, _) => self.note_implied(join(&here.real, name), of)?,
-            (Sight::There, Some(below)) => {
-                let real = join(&here.real, name);
-                match below.find(&real).map_err(looking(of))? {
-                    Some(found) if found.kind == Kind::Symlink => {
-                        return found.link().map(Step::Link).map_err(looking(of));
-                    }
-                    Some(found) if found.kind == Kind::Directory => {
-                        attributes = found.attributes(&real)?;
-                    }
-                    Some(_) => {
-                        return Err(ArchiveError::refused(of, "its parent is not a directory"));
-                    }
-                    None => sight = Sight::Nothing,
-                }
-            }
-            _ => {}
-        }
-        self.make(here, name, attributes, sight).map(Step::Into)
-    }
-
-    fn make(
-        &mut self,
-        here: &Place,
-        name: &[u8],
-        attributes: Attributes,
-        sight: Sight,
-    ) -> Result<Place> {
-        let dir = self.tree.add(attributes, Content::Directory(Directory::default()))?;
-        self.tree.link(here.dir, name, dir)?;
-        Ok(Place { dir, real: join(&here.real, name), sight })
-    }
-
-    fn note_implied(&mut self, real: Vec<u8>, of: &[u8]) -> Result<()> {
-        self.implied_bytes += real.len();
-        if self.implied.len() >= MOST_IMPLIED || self.implied_bytes > MOST_IMPLIED_BYTES {
-            return Err(ArchiveError::needs_below(of));
-        }
-        self.implied.insert(real);
-        Ok(())
-    }
-
-    /// What the archive says of an implied directory now might be about something else than what it
-    /// was used for before, if a link of that name lies below.
-    fn refuse_change(&self, real: &[u8], of: &[u8]) -> Result<()> {
-        match self.implied.contains(real) {
-            true => Err(ArchiveError::needs_below(of)),
-            false => Ok(()),
-        }
-    }
-
-    /// The same for `real` and everything in it.
-    fn refuse_removal(&self, real: &[u8], of: &[u8]) -> Result<()> {
-        self.refuse_change(real, of)?;
-        let inside = join(real, b"");
-        match self.implied.range(inside.clone()..).next() {
-            Some(name) if name.starts_with(&inside) => Err(ArchiveError::needs_below(of)),
-            _ => Ok(()),
-        }
-    }
 }
 
-/// Components in reverse: the next one is the last.
-fn components(path: &[u8]) -> Vec<Vec<u8>> {
-    let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
-    parts.rev().map(<[u8]>::to_vec).collect()
-}
-
-fn looking(path: &[u8]) -> impl FnOnce(Errno) -> ArchiveError + '_ {
+pub(crate) fn looking(path: &[u8]) -> impl FnOnce(Errno) -> ArchiveError + '_ {
     move |errno| ArchiveError::io("look below at", path, errno)
 }
 

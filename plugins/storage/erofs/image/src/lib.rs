@@ -18,7 +18,7 @@
 //!
 //! # Map
 //!
-//! - [`convert`]: an archive into an image
+//! - [`convert`], [`convert_to_end`]: an archive into an image
 //! - [`settle_standalone`]: an image that was written before the layers below it were there
 //! - [`inspect`]: what an image holds
 //!
@@ -42,6 +42,7 @@ mod layout;
 mod read;
 mod sink;
 mod tree;
+mod walk;
 
-pub use convert::{ConvertOptions, convert};
+pub use convert::{ConvertOptions, convert, convert_to_end};
 pub use read::{Info, inspect, settle_standalone};
