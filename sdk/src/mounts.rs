@@ -85,6 +85,29 @@ pub struct OverlayFlags {
     pub volatile: bool,
 }
 
+/// A run of user or group ids: those from `stored` on are seen as those from `seen` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct IdRange {
+    /// The first id as the file system has it.
+    pub stored: u32,
+    /// The first id as it is seen through the mount.
+    pub seen: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// How the owners of files are seen through a mount; ids that no range has are seen as the overflow
+/// id and cannot be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct IdMap {
+    /// Users.
+    pub users: Vec<IdRange>,
+    /// Groups.
+    pub groups: Vec<IdRange>,
+}
+
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "step")]
@@ -119,6 +142,16 @@ pub enum Step {
         work: Option<Place>,
         /// Switches.
         flags: OverlayFlags,
+    },
+    /// An overlay that the program `fuse-overlayfs` serves, for kernels and file systems on which
+    /// [`Step::Overlay`] does not work. The server runs by itself and ends with the mount.
+    FuseOverlay {
+        /// Read-only layers, topmost first.
+        lowers: Vec<Place>,
+        /// The writable layer; none makes the mount read-only.
+        upper: Option<PathRef>,
+        /// The work directory, beside `upper` in the same directory.
+        work: Option<PathRef>,
     },
     /// An empty file system in memory.
     Tmpfs {
@@ -161,11 +194,12 @@ pub enum Step {
         /// Comma-separated mount options as mount(8) takes them.
         options: String,
     },
-    /// Limits the space beneath a directory by project quota.
+    /// Limits the space beneath a directory by project quota. A directory that has no project of its
+    /// own yet gets one, and must be empty then.
     Quota {
         /// The directory.
         at: Place,
-        /// Bytes.
+        /// Bytes; 0 is no limit.
         bytes: u64,
         /// Inodes; 0 is no limit.
         inodes: u64,
@@ -193,13 +227,23 @@ pub struct MountPlan {
     pub steps: Vec<Step>,
     /// The step whose mount is the result.
     pub root: u16,
+    /// How owners are seen through whatever the plan takes from paths and devices. Only where both
+    /// the kernel and the file systems can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ids: Option<IdMap>,
 }
 
 impl MountPlan {
+    /// The same plan with owners seen through `ids`.
+    #[must_use]
+    pub fn with_ids(self, ids: IdMap) -> Self {
+        Self { ids: Some(ids), ..self }
+    }
+
     /// A plan whose last step is its result.
     pub fn of(steps: Vec<Step>) -> Self {
         let root = u16::try_from(steps.len().saturating_sub(1)).unwrap_or(u16::MAX);
-        Self { steps, root }
+        Self { steps, root, ids: None }
     }
 }
 
@@ -229,6 +273,7 @@ impl Step {
             Self::Mkdir { .. } => "mkdir",
             Self::Bind { .. } => "bind",
             Self::Overlay { .. } => "overlay",
+            Self::FuseOverlay { .. } => "fuse-overlay",
             Self::Tmpfs { .. } => "tmpfs",
             Self::Loop { .. } => "loop",
             Self::Fs { .. } => "fs",

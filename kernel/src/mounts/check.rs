@@ -3,7 +3,8 @@
 use std::path::{Component, Path};
 
 use gantry_sdk::mounts::{
-    FsKind, Grants, MAX_LOWERS, MAX_STEPS, MountPlan, OverlayFlags, PathRef, Place, Step,
+    FsKind, Grants, IdMap, IdRange, MAX_LOWERS, MAX_STEPS, MountPlan, OverlayFlags, PathRef, Place,
+    Step,
 };
 use gantry_sdk::{Error, ErrorKind, Labels, Result};
 
@@ -30,6 +31,7 @@ impl Product {
             Step::Loop { .. } => Self::Device,
             Step::Bind { .. }
             | Step::Overlay { .. }
+            | Step::FuseOverlay { .. }
             | Step::Tmpfs { .. }
             | Step::Fs { .. }
             | Step::Host { .. }
@@ -64,10 +66,38 @@ pub(super) fn check(plan: &MountPlan, grants: &Grants) -> Result<()> {
         let Err(Refusal(kind, why)) = (Checker { earlier, grants }).step(step) else { continue };
         return Err(Error::new(kind, format!("mount plan step {index} ({}): {why}", step.name())));
     }
+    if let Some(ids) = &plan.ids {
+        check_ids(plan, ids)?;
+    }
     let root = plan.steps.get(usize::from(plan.root)).map(Product::of);
     if root != Some(Product::Mount) {
         let root = plan.root;
         return Err(Error::invalid(format!("mount plan: its root, step {root}, mounts nothing")));
+    }
+    Ok(())
+}
+
+/// The kernel's limit on ranges, `UID_GID_MAP_MAX_EXTENTS`.
+const MAX_RANGES: usize = 340;
+
+fn check_ids(plan: &MountPlan, ids: &IdMap) -> Result<()> {
+    for ranges in [&ids.users, &ids.groups] {
+        let fits = |range: &IdRange| {
+            let last = range.count.checked_sub(1);
+            let ends = |first: u32| last.and_then(|last| first.checked_add(last)).is_some();
+            ends(range.stored) && ends(range.seen)
+        };
+        if ranges.len() > MAX_RANGES || !ranges.iter().all(fits) {
+            let why = "at most 340 ranges of at least one id, within 32 bits";
+            return Err(Error::invalid(format!("mount plan: a map of owners has {why}")));
+        }
+        if !ranges.iter().any(|range| range.stored == 0) {
+            return Err(Error::invalid("mount plan: its map of owners leaves out id 0"));
+        }
+    }
+    // The kernel leaves it to the server whether it can, and this one cannot.
+    if plan.steps.iter().any(|step| matches!(step, Step::FuseOverlay { .. })) {
+        return Err(Error::unsupported("mount plan: fuse-overlayfs cannot map owners"));
     }
     Ok(())
 }
@@ -90,6 +120,11 @@ impl Checker<'_> {
             Step::Bind { source, .. } => self.place(source, Product::Mount),
             Step::Overlay { lowers, upper, work, flags } => {
                 self.overlay(lowers, upper.as_ref(), work.as_ref(), *flags)
+            }
+            Step::FuseOverlay { lowers, upper, work } => {
+                let (upper, work) = (upper.clone().map(Place::Path), work.clone().map(Place::Path));
+                let flags = OverlayFlags::default();
+                self.overlay(lowers, upper.as_ref(), work.as_ref(), flags)
             }
             Step::Tmpfs { mode, .. } => permissions(*mode),
             Step::Loop { file, .. } => self.path(file),

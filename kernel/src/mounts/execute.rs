@@ -3,26 +3,28 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use gantry_sdk::mounts::{FsKind, Grants, MountPlan, OverlayFlags, PathRef, Place, Step};
+use gantry_sdk::mounts::{FsKind, Grants, MountPlan, PathRef, Place, Step};
 use gantry_sdk::{Error, ErrorKind, Labels, Result};
 use gantry_sys::error::Errno;
 use gantry_sys::mount::{
-    FsContext, LoopDevice, MountAttr, MountAttrFlags, Overlay, clone_tree, create_subvolume,
-    set_attr, snapshot_subvolume,
+    FsContext, LoopDevice, MountAttr, MountAttrFlags, ProjectLimit, clone_tree, create_subvolume,
+    limit_directory, set_attr, snapshot_subvolume,
 };
 use gantry_sys::path::{
     Links, Mode, NewDirectory, OFlags, mkdir_all_beneath, open_beneath, open_root, proc_fd,
 };
 
+use super::layers::{self, Ids};
 use super::{host, options};
 
 type SysResult<T> = gantry_sys::Result<T>;
 
 /// What a step has made.
 #[derive(Debug)]
-enum Made {
+pub(super) enum Made {
     Nothing,
     Mount(OwnedFd),
     /// Kept until the plan is done: a mount of it keeps the device from then on.
@@ -31,14 +33,14 @@ enum Made {
 
 /// Executes a plan that was checked.
 pub(super) fn execute(plan: &MountPlan, grants: &Grants) -> Result<OwnedFd> {
-    let mut run =
-        Run { grants, roots: BTreeMap::new(), made: Vec::with_capacity(plan.steps.len()) };
+    let ids = plan.ids.as_ref().map(layers::map_of).transpose();
+    let ids =
+        ids.map_err(|failure| failure.in_place("mount plan: its map of owners".to_owned()))?;
+    let made = Vec::with_capacity(plan.steps.len());
+    let mut run = Run { grants, ids, roots: BTreeMap::new(), made };
     for (index, step) in plan.steps.iter().enumerate() {
-        run.open_roots(step).map_err(|error| explain(index, step, error))?;
-        let made = run.step(step).map_err(|failure| match failure {
-            Failure::Sys(error) => explain(index, step, error),
-            Failure::Own(error) => error.context(place(index, step)),
-        })?;
+        run.open_roots(step).map_err(|error| Failure::Sys(error).in_place(place(index, step)))?;
+        let made = run.step(step).map_err(|failure| failure.in_place(place(index, step)))?;
         run.made.push(made);
     }
     match run.made.into_iter().nth(usize::from(plan.root)) {
@@ -65,9 +67,14 @@ impl From<gantry_sys::Error> for Failure {
     }
 }
 
-/// Adds which step it was, and what a caller can do about it.
-fn explain(index: usize, step: &Step, error: gantry_sys::Error) -> Error {
-    Error::new(kind_of(&error), place(index, step)).caused_by(error)
+impl Failure {
+    /// Adds where in the plan it was, and what a caller can do about it.
+    fn in_place(self, place: String) -> Error {
+        match self {
+            Self::Sys(error) => Error::new(kind_of(&error), place).caused_by(error),
+            Self::Own(error) => error.context(place),
+        }
+    }
 }
 
 fn kind_of(error: &gantry_sys::Error) -> ErrorKind {
@@ -85,6 +92,7 @@ fn kind_of(error: &gantry_sys::Error) -> ErrorKind {
         Io::ResourceBusy => ErrorKind::Busy,
         Io::NotADirectory | Io::IsADirectory => ErrorKind::InvalidArgument,
         Io::StorageFull | Io::QuotaExceeded => ErrorKind::NoSpace,
+        Io::DirectoryNotEmpty => ErrorKind::Conflict,
         Io::Unsupported => ErrorKind::Unsupported,
         Io::ConnectionRefused | Io::HostUnreachable | Io::NetworkUnreachable | Io::TimedOut => {
             ErrorKind::Unavailable
@@ -108,8 +116,10 @@ impl AsFd for Held<'_> {
     }
 }
 
-struct Run<'a> {
+pub(super) struct Run<'a> {
     grants: &'a Grants,
+    /// The plan's map of owners.
+    pub(super) ids: Option<Ids>,
     /// Granted directories that were used so far.
     roots: BTreeMap<&'a str, OwnedFd>,
     made: Vec<Made>,
@@ -140,7 +150,7 @@ impl<'a> Run<'a> {
         Ok((fd, if is_whole { Links::InRoot } else { Links::Beneath }))
     }
 
-    fn open(&self, path: &PathRef, flags: OFlags) -> SysResult<OwnedFd> {
+    pub(super) fn open(&self, path: &PathRef, flags: OFlags) -> SysResult<OwnedFd> {
         let (root, links) = self.root(path)?;
         open_beneath(root, Path::new(&path.rel), flags, Mode::empty(), links)
     }
@@ -152,7 +162,10 @@ impl<'a> Run<'a> {
                 self.bind(source, *read_only, *recursive)
             }
             Step::Overlay { lowers, upper, work, flags } => {
-                self.overlay(lowers, upper.as_ref(), work.as_ref(), *flags)
+                self.overlay(lowers, upper.as_ref().zip(work.as_ref()), *flags)
+            }
+            Step::FuseOverlay { lowers, upper, work } => {
+                self.fuse_overlay(lowers, upper.as_ref().zip(work.as_ref()))
             }
             Step::Tmpfs { bytes, inodes, mode, uid, gid } => {
                 tmpfs(*bytes, *inodes, *mode, (*uid, *gid))
@@ -162,18 +175,20 @@ impl<'a> Run<'a> {
                 self.file_system(*kind, device, *read_only, options)
             }
             Step::Host { fs_type, device, options } => {
-                host::mount(fs_type, device, options).map(Made::Mount)
+                let mount = host::mount(fs_type, device, options)?;
+                self.map_owners(&mount, false)?;
+                Ok(Made::Mount(mount))
             }
-            // A project id would have to be chosen, remembered, and taken back with the directory,
-            // none of which a plan can say.
-            Step::Quota { .. } => Err(Failure::Own(Error::unsupported(
-                "project quotas are not available: this daemon does not hand out project ids",
-            ))),
+            Step::Quota { at, bytes, inodes } => {
+                self.quota(at, ProjectLimit { bytes: *bytes, inodes: *inodes })
+            }
             Step::Subvol { source, target, read_only } => {
                 self.subvolume(source.as_ref(), target, *read_only)
             }
             Step::Premounted { host_path } => {
-                Ok(Made::Mount(clone_tree(open_root(host_path)?, true)?))
+                let mount = clone_tree(open_root(host_path)?, true)?;
+                self.map_owners(&mount, true)?;
+                Ok(Made::Mount(mount))
             }
         }
     }
@@ -216,38 +231,11 @@ impl<'a> Run<'a> {
             let set = MountAttrFlags::MOUNT_ATTR_RDONLY;
             set_attr(&mount, &MountAttr { set, recursive, ..MountAttr::default() })?;
         }
+        // What an earlier step made is mapped already.
+        if matches!(source, Place::Path(_)) {
+            self.map_owners(&mount, recursive)?;
+        }
         Ok(Made::Mount(mount))
-    }
-
-    fn overlay(
-        &self,
-        lowers: &[Place],
-        upper: Option<&Place>,
-        work: Option<&Place>,
-        flags: OverlayFlags,
-    ) -> std::result::Result<Made, Failure> {
-        let directory = OFlags::PATH | OFlags::DIRECTORY;
-        let open = |place: &Place| self.place(place, directory);
-        let lowers = lowers.iter().map(open).collect::<SysResult<Vec<_>>>()?;
-        let upper = upper.map(open).transpose()?;
-        let work = work.map(open).transpose()?;
-        // Said in so many words, for the kernel's defaults are a matter of its configuration. With
-        // `userxattr` it takes no word about the last two, and leaves them off.
-        let unless_user = |on: bool| (!flags.userxattr).then_some(on);
-        let overlay = Overlay {
-            lowers: lowers.iter().map(AsFd::as_fd).collect(),
-            upper: upper
-                .as_ref()
-                .zip(work.as_ref())
-                .map(|(upper, work)| (upper.as_fd(), work.as_fd())),
-            volatile: flags.volatile,
-            userxattr: flags.userxattr,
-            index: Some(flags.index),
-            metacopy: unless_user(flags.metacopy),
-            redirect_dir: unless_user(flags.redirect_dir),
-            attributes: None,
-        };
-        Ok(Made::Mount(overlay.mount()?))
     }
 
     fn loop_device(&self, file: &PathRef, read_only: bool) -> std::result::Result<Made, Failure> {
@@ -307,7 +295,32 @@ impl<'a> Run<'a> {
         context.create()?;
         let read_only =
             if read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
-        Ok(Made::Mount(context.mount(read_only)?))
+        let mount = context.mount(read_only)?;
+        self.map_owners(&mount, false)?;
+        Ok(Made::Mount(mount))
+    }
+
+    fn quota(&self, at: &Place, limit: ProjectLimit) -> std::result::Result<Made, Failure> {
+        // To be asked and changed, a directory has to be open for reading.
+        let directory = OFlags::RDONLY | OFlags::DIRECTORY;
+        let place = self.place(at, OFlags::PATH | OFlags::DIRECTORY)?;
+        let directory =
+            open_beneath(place, Path::new(""), directory, Mode::empty(), Links::Refuse)?;
+        let inode = File::from(directory.try_clone().map_err(own)?).metadata().map_err(own)?.ino();
+        // Two directories have different numbers, and so look for a free id in different places.
+        let hint = u32::try_from(inode & u64::from(u32::MAX)).unwrap_or_default();
+        limit_directory(&directory, limit, hint)?;
+        Ok(Made::Nothing)
+    }
+
+    /// The mount that an earlier step made.
+    pub(super) fn made_mount(&self, index: u16) -> SysResult<BorrowedFd<'_>> {
+        match self.made.get(usize::from(index)) {
+            Some(Made::Mount(mount)) => Ok(mount.as_fd()),
+            _ => {
+                Err(gantry_sys::Error::refused("use", format!("step {index}"), "it made no mount"))
+            }
+        }
     }
 
     fn subvolume(
@@ -334,6 +347,10 @@ impl<'a> Run<'a> {
         }
         Ok(Made::Nothing)
     }
+}
+
+fn own(error: std::io::Error) -> Failure {
+    Failure::Own(Error::io("examine", "directory", error))
 }
 
 fn tmpfs(
@@ -373,6 +390,9 @@ fn paths(step: &Step) -> Vec<&PathRef> {
         Step::Quota { at, .. } => of(at).into_iter().collect(),
         Step::Overlay { lowers, upper, work, .. } => {
             lowers.iter().chain(upper).chain(work).filter_map(of).collect()
+        }
+        Step::FuseOverlay { lowers, upper, work } => {
+            lowers.iter().filter_map(of).chain(upper).chain(work).collect()
         }
         Step::Subvol { source, target, .. } => source.iter().chain([target]).collect(),
         Step::Tmpfs { .. } | Step::Host { .. } | Step::Premounted { .. } => Vec::new(),

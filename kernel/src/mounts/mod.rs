@@ -15,6 +15,7 @@
 //! | `check` | whether a plan is well-formed and within its grants |
 //! | `options` | which options a file system may be given; what mount(8)'s words mean |
 //! | `execute` | carrying a plan out, blocking |
+//! | `layers` | overlays, and owners seen through a map |
 //! | `host` | mounts that the operator spelled out |
 //!
 //! Not here: attaching (the runtime does, inside the container's namespace) and propagation (a bind
@@ -23,6 +24,7 @@
 mod check;
 mod execute;
 mod host;
+mod layers;
 mod options;
 
 use async_trait::async_trait;

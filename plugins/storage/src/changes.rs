@@ -13,8 +13,8 @@ use gantry_sdk::kinds::storage::LayerForm;
 use gantry_sdk::mounts::MountFd;
 use gantry_sdk::{Ctx, Error, Result};
 
+use crate::pour::explain;
 use crate::store::Store;
-use crate::unpack::explain;
 
 /// Bytes gathered before the sink sees them.
 const BUFFER: usize = 256 << 10;
@@ -58,7 +58,8 @@ impl Store {
         let instance = self.instance(Some(&layer.instance))?;
         instance.driver.stat(cx, &layer.key).await?;
         let below = self.mount_chain(cx, &instance, chain).await?;
-        let is_overlay = instance.info.form == LayerForm::OverlayDirectory;
+        let is_overlay =
+            instance.info.form == LayerForm::OverlayDirectory && instance.info.native_diff;
         let plan = if is_overlay {
             instance.driver.unpack_plan(cx, &layer.key).await?
         } else {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::id::Digest;
-use crate::mounts::MountFd;
+use crate::mounts::{IdMap, MountFd};
 use crate::{Labels, kind};
 
 /// One layer of an image.
@@ -162,6 +162,14 @@ kind! {
         ///
         /// `NotFound` if the layer is gone.
         async fn mount(&self, cx: &Ctx, layer: &ContainerLayer) -> Result<MountFd>;
+
+        /// As [`mount`](Self::mount), with owners seen through `ids`: for containers with user
+        /// namespaces of their own over layers that all share.
+        ///
+        /// # Errors
+        ///
+        /// `Unsupported`, naming the driver or what the kernel said.
+        async fn mount_mapped(&self, cx: &Ctx, layer: &ContainerLayer, ids: &IdMap) -> Result<MountFd>;
 
         /// Mounts the image below a container, read-only and detached; for copying image content
         /// into volumes and for comparisons.

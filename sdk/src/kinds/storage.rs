@@ -35,8 +35,16 @@ pub struct StorageInfo {
     /// Whether a layer can be unpacked before its parent is there, and be given it afterwards by
     /// [`StorageDriver::rebase`].
     pub parallel_unpack: bool,
+    /// Whether the directory of an active layer of [`LayerForm::OverlayDirectory`] says what the layer
+    /// changes. Otherwise its tree has to be compared with its parent's.
+    pub native_diff: bool,
+    /// Whether plans can be given [`MountPlan::ids`].
+    pub id_maps: bool,
     /// Option names that [`StorageDriver::prepare`] honours, such as `size`.
     pub options: Vec<String>,
+    /// Options for the layers of containers for which the user gave no other value, from the
+    /// driver's configuration.
+    pub defaults: Labels,
     /// Rows for `docker info`, such as the backing file system.
     pub status: Vec<(String, String)>,
 }

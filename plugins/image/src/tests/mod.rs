@@ -119,6 +119,14 @@ impl LayerStore for FakeLayers {
     async fn mount(&self, _: &Ctx, _: &ContainerLayer) -> Result<MountFd> {
         unused()
     }
+    async fn mount_mapped(
+        &self,
+        _: &Ctx,
+        _: &ContainerLayer,
+        _: &gantry_sdk::mounts::IdMap,
+    ) -> Result<MountFd> {
+        unused()
+    }
     async fn mount_chain(&self, _: &Ctx, _: &Chain, _: Option<&str>) -> Result<MountFd> {
         unused()
     }

@@ -29,7 +29,10 @@ impl Overlay2 {
             form: LayerForm::OverlayDirectory,
             max_depth: u32::try_from(MAX_DEPTH).unwrap_or(u32::MAX),
             parallel_unpack: true,
+            native_diff: true,
+            id_maps: true,
             options: Vec::new(),
+            defaults: Labels::new(),
             status: vec![
                 row("Backing Filesystem", &layers.backing_file_system()),
                 row("Supports d_type", "true"),

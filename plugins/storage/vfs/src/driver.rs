@@ -153,7 +153,10 @@ impl StorageDriver for Vfs {
             form: LayerForm::MergedTree,
             max_depth: u32::try_from(MAX_DEPTH).unwrap_or(u32::MAX),
             parallel_unpack: false,
+            native_diff: false,
+            id_maps: true,
             options: Vec::new(),
+            defaults: Labels::new(),
             status: Vec::new(),
         }
     }

@@ -55,6 +55,10 @@ pub struct Overlay<'fd> {
     pub redirect_dir: Option<bool>,
     /// Attributes of the mount itself, such as `noatime`.
     pub attributes: Option<MountAttrFlags>,
+    /// The user and group that overlayfs acts as in its layers. Needed by
+    /// [`mount_on`](Overlay::mount_on) when their mounts are id-mapped and root is not among the ids
+    /// that are seen there: the kernel stores no files of ids that it cannot map.
+    pub acting_as: Option<(u32, u32)>,
 }
 
 impl Overlay<'_> {
@@ -79,6 +83,16 @@ impl Overlay<'_> {
     ///
     /// As [`mount`](Self::mount).
     pub fn mount_on(&self, mounts: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
+        match self.acting_as {
+            None => self.mount_somehow_on(mounts),
+            Some((user, group)) => on_own_thread(|| {
+                act_as(user, group)?;
+                self.mount_somehow_on(mounts)
+            }),
+        }
+    }
+
+    fn mount_somehow_on(&self, mounts: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
         match self.mount() {
             Err(error) if !mounts.is_empty() && is_about_layers(&error) => self
                 .mount_attached(mounts)
@@ -89,19 +103,10 @@ impl Overlay<'_> {
     }
 
     fn mount_attached(&self, mounts: &[BorrowedFd<'_>]) -> Result<OwnedFd> {
-        std::thread::scope(|scope| {
-            let worker = std::thread::Builder::new()
-                .name("overlay-attach".to_owned())
-                .spawn_scoped(scope, || {
-                    enter_private_namespace()?;
-                    attach_all(mounts)?;
-                    self.mount()
-                })
-                .map_err(|error| Error::new("start thread for", "overlay mount", error))?;
-            worker.join().unwrap_or_else(|_| {
-                let cause = std::io::Error::other("the mounting thread panicked");
-                Err(Error::new("mount", "overlay", cause))
-            })
+        on_own_thread(|| {
+            enter_private_namespace()?;
+            attach_all(mounts)?;
+            self.mount()
         })
     }
 
@@ -160,16 +165,7 @@ impl Overlay<'_> {
 
     /// The way for kernels before 6.8; see the module's text.
     fn mount_by_string(&self) -> Result<OwnedFd> {
-        let mount = std::thread::scope(|scope| {
-            let worker = std::thread::Builder::new()
-                .name("overlay-mount".to_owned())
-                .spawn_scoped(scope, || self.mount_in_private_namespace())
-                .map_err(|error| Error::new("start thread for", "overlay mount", error))?;
-            worker.join().unwrap_or_else(|_| {
-                let cause = std::io::Error::other("the mounting thread panicked");
-                Err(Error::new("mount", "overlay", cause))
-            })
-        })?;
+        let mount = on_own_thread(|| self.mount_in_private_namespace())?;
         if let Some(attributes) = self.attributes {
             set_attr(&mount, &MountAttr { set: attributes, ..MountAttr::default() })?;
         }
@@ -224,6 +220,41 @@ impl Overlay<'_> {
         }
         CString::new(options)
             .map_err(|_| Error::refused("mount", "overlay", "an option holds a zero byte"))
+    }
+}
+
+/// Runs `work` on a thread that ends with it, and with it whatever the thread changed about itself.
+fn on_own_thread(work: impl FnOnce() -> Result<OwnedFd> + Send) -> Result<OwnedFd> {
+    std::thread::scope(|scope| {
+        let worker = std::thread::Builder::new()
+            .name("overlay-mount".to_owned())
+            .spawn_scoped(scope, work)
+            .map_err(|error| Error::new("start thread for", "overlay mount", error))?;
+        worker.join().unwrap_or_else(|_| {
+            let cause = std::io::Error::other("the mounting thread panicked");
+            Err(Error::new("mount", "overlay", cause))
+        })
+    })
+}
+
+/// Gives the calling thread other ids for files, with the capabilities it has. Source: setfsuid(2).
+fn act_as(user: u32, group: u32) -> Result<()> {
+    let failed = |errno: Errno| Error::new("act as", format!("user {user}"), errno);
+    let capabilities = rustix::thread::capabilities(None).map_err(failed)?;
+    // SAFETY: both take one integer and change the calling thread only.
+    unsafe {
+        libc::setfsgid(group);
+        libc::setfsuid(user);
+    }
+    // Changing away from root took those for files away.
+    rustix::thread::set_capabilities(None, capabilities).map_err(failed)?;
+    // They report no failure but by the answer of the next call.
+    // SAFETY: as above; an id that cannot be changes nothing.
+    let now = unsafe { (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX)) };
+    if (now.0.cast_unsigned(), now.1.cast_unsigned()) == (user, group) {
+        Ok(())
+    } else {
+        Err(failed(Errno::PERM))
     }
 }
 
