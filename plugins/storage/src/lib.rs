@@ -2,13 +2,14 @@
 //! layers of containers.
 //!
 //! Images are known by digest and belong to no driver. What a driver holds of them is a cache: a
-//! chain that is missing is unpacked again from blobs, once for all who ask at the same time, parent
-//! first. Several storage instances work at once, and each container remembers its own.
+//! chain that is missing is unpacked again from blobs, once for all who ask at the same time. Several storage instances work at once, and each container remembers its own.
 //!
 //! # Map
 //!
 //! - `store`: the SDK's `LayerStore`
-//! - `unpack`: one layer from its blob into an instance, single-flight
+//! - `unpack`: chains from their blobs into an instance, several layers at once
+//! - `flights`: each layer once, for all who wait for it
+//! - `pour`, `source`: the bytes of one layer
 //! - `stage`: archives that come before anybody knows what they stand on
 //! - `changes`: what a container changed
 //! - `pins`: what leases keep from collection
@@ -19,9 +20,10 @@
 //!
 //! # Invariants
 //!
-//! 1. A committed layer's content has the diff id it is known by, and its blob the digest; both are
-//!    checked while it is unpacked.
-//! 2. Work that several may wait for is done by a task; whoever stops waiting stops nothing.
+//! 1. A committed layer's content has the diff id it is known by; that is checked while it is
+//!    unpacked. That a blob has its digest is checked by who writes it.
+//! 2. Work that several may wait for is done by a task. It goes on as long as one of them waits, or
+//!    a lease keeps its layer.
 //! 3. Nothing is told from a driver's name: form, depth and options come from its description.
 //!
 //! # Not here
@@ -30,10 +32,13 @@
 
 mod admin;
 mod changes;
+mod flights;
 mod info;
 mod pins;
 mod plugin;
+mod pour;
 mod records;
+mod source;
 mod stage;
 mod store;
 mod unpack;

@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use gantry_sdk::id::Digest;
 use tokio::sync::Notify;
 
+use crate::flights::Flights;
+
 /// Pinned layers by chain id.
-#[derive(Debug, Default)]
 pub(crate) struct Pins {
     table: Mutex<Table>,
     unmarked: Notify,
+    flights: Arc<Flights>,
 }
 
 #[derive(Debug, Default)]
@@ -29,6 +31,11 @@ struct Table {
 }
 
 impl Pins {
+    /// Nothing is pinned. When pins end, `flights` are looked through for those that nobody wants.
+    pub(crate) fn new(flights: Arc<Flights>) -> Self {
+        Self { table: Mutex::default(), unmarked: Notify::new(), flights }
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -55,7 +62,6 @@ impl Pins {
 }
 
 /// Keeps layers while it lives.
-#[derive(Debug)]
 pub(crate) struct Lease {
     pins: Arc<Pins>,
     ids: Vec<Digest>,
@@ -88,6 +94,8 @@ impl Drop for Lease {
                 table.released.insert(id);
             }
         }
+        drop(table);
+        self.pins.flights.call_off(&self.pins);
     }
 }
 
@@ -141,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_pin_that_ends_during_a_collection_counts_until_its_end() {
-        let pins = Arc::<Pins>::default();
+        let pins = Arc::new(Pins::new(Arc::default()));
         let (first, second) = (pins.pin(vec![id('a'), id('b')]), pins.pin(vec![id('b')]));
         let collection = pins.collect();
         drop(first);
@@ -157,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_pins_waits_for_a_removal() {
-        let pins = Arc::<Pins>::default();
+        let pins = Arc::new(Pins::new(Arc::default()));
         let collection = pins.collect();
         let mark = collection.mark(&id('a')).unwrap();
         let lease = pins.pin(vec![id('a')]);

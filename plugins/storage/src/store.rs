@@ -12,15 +12,17 @@ use gantry_sdk::kinds::layers::{
     Wanted,
 };
 use gantry_sdk::kinds::storage::{LayerState, Storage, StorageDriver, StorageInfo};
-use gantry_sdk::mounts::{Grants, MountExecutor, MountFd, MountPlan};
+use gantry_sdk::mounts::{Grants, IdMap, MountExecutor, MountFd, MountPlan};
 use gantry_sdk::registry::Registry;
 use gantry_sdk::tasks::Tasks;
 use gantry_sdk::{Ctx, Error, ErrorKind, Labels, Result};
 
 use crate::admin::rules::{Choice, Rules};
+use crate::flights::Flights;
 use crate::pins::Pins;
 use crate::records::Records;
-use crate::unpack::Flights;
+use crate::stage::Staging;
+use crate::unpack::Lanes;
 
 /// The key of the layer that stands for a chain of none.
 const EMPTY: &str = "empty";
@@ -34,7 +36,9 @@ pub(crate) struct Store {
     pub(crate) tasks: Tasks,
     pub(crate) default: String,
     pub(crate) rules: Rules,
-    pub(crate) flights: Flights,
+    pub(crate) flights: Arc<Flights>,
+    pub(crate) lanes: Lanes,
+    pub(crate) staged: Arc<Staging>,
     pub(crate) pins: Arc<Pins>,
     /// Held while a collection runs.
     pub(crate) collecting: tokio::sync::Mutex<()>,
@@ -104,6 +108,7 @@ impl Store {
         let cx = Ctx::background();
         let Parts { registry, mounts, blobs, metadata, tasks, default, rules } = parts;
         let records = Records::open(metadata, &cx).await?;
+        let flights = Arc::<Flights>::default();
         let store = Arc::new(Self {
             registry,
             mounts,
@@ -112,8 +117,10 @@ impl Store {
             tasks,
             default,
             rules,
-            flights: Flights::default(),
-            pins: Arc::default(),
+            pins: Arc::new(Pins::new(flights.clone())),
+            flights,
+            lanes: Lanes::default(),
+            staged: Arc::default(),
             collecting: tokio::sync::Mutex::default(),
             making_empty: tokio::sync::Mutex::default(),
             unsynced: Mutex::default(),
@@ -121,6 +128,7 @@ impl Store {
         });
         store.recover(&cx).await?;
         store.spawn_syncer();
+        store.spawn_discarder();
         Ok(store)
     }
 
@@ -185,6 +193,23 @@ impl Store {
         plan: &MountPlan,
     ) -> Result<MountFd> {
         self.mounts.mount(cx, plan, &instance.grants).await
+    }
+
+    /// How to mount a container's tree.
+    async fn container_plan(
+        self: &Arc<Self>,
+        cx: &Ctx,
+        layer: &ContainerLayer,
+    ) -> Result<(Instance, MountPlan)> {
+        let instance = self.instance(Some(&layer.instance))?;
+        let plan = match instance.driver.plan(cx, &layer.key).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.restore_below(cx, &instance, &layer.key).await?;
+                instance.driver.plan(cx, &layer.key).await?
+            }
+            answer => answer?,
+        };
+        Ok((instance, plan))
     }
 
     /// Makes the layer below a container again, after a power cut took it.
@@ -278,7 +303,9 @@ impl LayerStore for Handle {
         self.0.unpack_chain(cx, &instance, chain, None).await?;
         let parent = chain.id();
         let parent = parent.as_ref().map(Digest::as_str);
-        instance.driver.prepare(cx, key, parent, options).await?;
+        let mut all = instance.info.defaults.clone();
+        all.extend(options.clone());
+        instance.driver.prepare(cx, key, parent, &all).await?;
         Ok(ContainerLayer { key: key.to_owned(), instance: instance.name })
     }
 
@@ -288,8 +315,8 @@ impl LayerStore for Handle {
         source: Box<dyn Read + Send>,
         instance: Option<&str>,
     ) -> Result<Staged> {
-        self.0.instance(instance)?;
-        self.0.stage_layer(source).await
+        let instance = self.0.instance(instance)?;
+        self.0.stage_layer(instance, source).await
     }
 
     async fn lease(&self, _: &Ctx, chain: &Chain) -> Result<Hold> {
@@ -324,15 +351,19 @@ impl LayerStore for Handle {
     }
 
     async fn mount(&self, cx: &Ctx, layer: &ContainerLayer) -> Result<MountFd> {
-        let instance = self.0.instance(Some(&layer.instance))?;
-        let plan = match instance.driver.plan(cx, &layer.key).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.0.restore_below(cx, &instance, &layer.key).await?;
-                instance.driver.plan(cx, &layer.key).await?
-            }
-            answer => answer?,
-        };
+        let (instance, plan) = self.0.container_plan(cx, layer).await?;
         self.0.mount_plan(cx, &instance, &plan).await
+    }
+
+    async fn mount_mapped(&self, cx: &Ctx, layer: &ContainerLayer, ids: &IdMap) -> Result<MountFd> {
+        let (instance, plan) = self.0.container_plan(cx, layer).await?;
+        if !instance.info.id_maps {
+            let name = &instance.name;
+            return Err(Error::unsupported(format!(
+                "storage instance {name} cannot show its layers with other owners"
+            )));
+        }
+        self.0.mount_plan(cx, &instance, &plan.with_ids(ids.clone())).await
     }
 
     async fn mount_chain(

@@ -106,16 +106,41 @@ pub fn extract<R: Read + Send>(
     root: BorrowedFd<'_>,
     options: &ExtractOptions<'_>,
 ) -> Result<Summary> {
+    let (outcome, stream) =
+        decompressed_with(reader, options.hash_raw, |chunks| place(chunks, root, options))?;
+    Ok(outcome.with(stream))
+}
+
+/// [`extract`], but reads to the end also where the archive could not be placed, for callers who want
+/// to know what has passed in any case.
+///
+/// # Errors
+///
+/// The outer one is about the stream, the inner one about placing what was in it.
+pub fn extract_to_end<R: Read + Send>(
+    reader: R,
+    root: BorrowedFd<'_>,
+    options: &ExtractOptions<'_>,
+) -> Result<(Result<Summary>, Passed)> {
+    let (outcome, stream) =
+        decompressed_with(reader, options.hash_raw, |chunks| match place(chunks, root, options) {
+            Err(error @ ArchiveError::Read(_)) => Err(error),
+            outcome => Ok(outcome),
+        })?;
+    Ok((outcome.map(|outcome| outcome.with(stream.clone())), stream))
+}
+
+fn place<R: BufRead>(
+    chunks: R,
+    root: BorrowedFd<'_>,
+    options: &ExtractOptions<'_>,
+) -> Result<Outcome> {
     if options.standalone && (options.whiteouts != Whiteouts::Overlay || options.below.is_some()) {
         return Err(ArchiveError::refused(b"", "only an overlay's layer is unpacked on its own"));
     }
-    let (outcome, stream) = decompressed_with(reader, options.hash_raw, |chunks| {
-        let mut extractor = Extractor::new(chunks, root, options)?;
-        extractor.run()?;
-        Ok(extractor.finish())
-    })?;
-    let Outcome { entries, file_bytes, skipped_xattrs, implied, top_given } = outcome;
-    Ok(Summary { entries, file_bytes, skipped_xattrs, implied, top_given, stream })
+    let mut extractor = Extractor::new(chunks, root, options)?;
+    extractor.run()?;
+    Ok(extractor.finish())
 }
 
 /// A [`Summary`] but for the stream.
@@ -125,6 +150,13 @@ struct Outcome {
     skipped_xattrs: u64,
     implied: Vec<Vec<u8>>,
     top_given: bool,
+}
+
+impl Outcome {
+    fn with(self, stream: Passed) -> Summary {
+        let Self { entries, file_bytes, skipped_xattrs, implied, top_given } = self;
+        Summary { entries, file_bytes, skipped_xattrs, implied, top_given, stream }
+    }
 }
 
 /// Bytes written between two looks at the free space.

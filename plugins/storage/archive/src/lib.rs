@@ -55,7 +55,7 @@ pub use create::{CreateOptions, Created, Filter, Source, create, create_one};
 pub use digest::{HashRead, HashWrite, Hasher};
 pub use entry::{Entry, Kind, Run, Sparse, Time};
 pub use error::{ArchiveError, Result};
-pub use extract::{ExtractOptions, Summary, Whiteouts, extract};
+pub use extract::{ExtractOptions, Summary, Whiteouts, extract, extract_to_end};
 pub use limits::Limits;
 pub use reader::Reader;
 pub use standalone::settle_standalone;
