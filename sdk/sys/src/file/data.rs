@@ -1,7 +1,7 @@
 //! Holes, and copies that the kernel makes.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -25,6 +25,23 @@ pub fn punch_hole(file: impl AsFd, offset: u64, length: u64) -> Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(file, flags, offset, length)
         .map_err(|errno| Error::new("punch hole into", "file", errno))
+}
+
+/// Starts writing a range of a file to the disk and does not wait for it, so that a later sync has
+/// less to do. Promises nothing about durability: only a sync does.
+///
+/// # Errors
+///
+/// `ESPIPE`: not a regular file. Source: sync_file_range(2).
+pub fn start_write_back(file: impl AsFd, offset: u64, length: u64) -> Result<()> {
+    let failed = |error: std::io::Error| Error::new("write back", "file content", error);
+    let number = |n: u64| i64::try_from(n).map_err(|_| failed(Errno::OVERFLOW.into()));
+    let (fd, offset, length) = (file.as_fd().as_raw_fd(), number(offset)?, number(length)?);
+    // SAFETY: the call takes integers and touches none of our memory; `file` keeps `fd` open.
+    match unsafe { libc::sync_file_range(fd, offset, length, libc::SYNC_FILE_RANGE_WRITE) } {
+        0 => Ok(()),
+        _ => Err(failed(std::io::Error::last_os_error())),
+    }
 }
 
 /// Makes `target` share the blocks of `source`.
@@ -211,6 +228,17 @@ mod tests {
         copy_range(&source, 0, &target, 0, 300_000).unwrap();
         assert_eq!(std::fs::read(other.path().join("target")).unwrap(), vec![7; 300_000]);
         assert!(copy_range(&source, 0, &target, 0, 300_001).is_err());
+    }
+
+    #[test]
+    fn what_is_written_back_early_stays_as_it_is() {
+        let dir = Scratch::new("write-back");
+        let file = open(&dir, "file");
+        file.write_all_at(&[7; 300_000], 0).unwrap();
+        start_write_back(&file, 0, 300_000).unwrap();
+        start_write_back(&file, 1 << 40, 1).unwrap(); // beyond the end: nothing to do
+        assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), vec![7; 300_000]);
+        assert!(start_write_back(std::io::pipe().unwrap().1, 0, 1).is_err());
     }
 
     #[test]

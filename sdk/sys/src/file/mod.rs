@@ -18,7 +18,10 @@ mod xattr;
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 
-pub use data::{CopyMethod, DataRanges, copy_file, copy_range, data_ranges, punch_hole, reflink};
+pub use data::{
+    CopyMethod, DataRanges, copy_file, copy_range, data_ranges, punch_hole, reflink,
+    start_write_back,
+};
 pub use entry::{
     Special, Time, chmod_at, chown_at, hard_link_at, make_special_at, remove_at, set_times_at,
     symlink_at,
