@@ -1,19 +1,29 @@
 //! The blocking part of unpacking: bytes from an archive into what a driver has mounted.
 
-use std::io::Read;
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::io::{BufWriter, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use gantry_archive::{
-    ArchiveError, ExtractOptions, Limits, Passed, Summary, Whiteouts, extract, extract_to_end,
+    ArchiveError, CreateOptions, ExtractOptions, Limits, Passed, Summary, Whiteouts, copy_tree,
+    create, extract, extract_to_end,
 };
-use gantry_sdk::kinds::storage::LayerForm;
+use gantry_erofs::{ConvertOptions, convert, convert_to_end};
+use gantry_sdk::kinds::storage::{EROFS_LAYER, LayerForm};
 use gantry_sdk::mounts::MountFd;
 use gantry_sdk::{Error, ErrorKind, Result};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 /// No archive may unpack to more than this many times its own bytes: a little more than what the
 /// format allows that nearly all layers have. Source: zlib's technical notes, "Maximum Compression
 /// Factor", 1032.
 const MOST_RATIO: u64 = 1100;
+/// Where layers are merged before they become an image.
+const TREE: &str = "tree";
+/// Bytes handed over at once on the way there.
+const BUFFER: usize = 256 << 10;
 /// Small archives may unpack to this whatever their ratio.
 const ANY_RATIO: u64 = 1 << 30;
 
@@ -73,15 +83,18 @@ pub(crate) fn pour(
     limits: Limits,
     hash_raw: bool,
 ) -> Result<Poured, ArchiveError> {
-    let whiteouts = match (form, sight) {
-        (LayerForm::MergedTree, _) | (_, Sight::Over) => Whiteouts::Remove,
-        _ => Whiteouts::Overlay,
-    };
+    let is_merged = form == LayerForm::MergedTree || matches!(sight, Sight::Over);
+    let standalone = !is_merged && matches!(sight, Sight::Alone);
     let below = match sight {
-        Sight::Below(tree) if whiteouts == Whiteouts::Overlay => Some(tree.as_fd()),
+        Sight::Below(tree) if !is_merged => Some(tree.as_fd()),
         _ => None,
     };
-    let standalone = whiteouts == Whiteouts::Overlay && matches!(sight, Sight::Alone);
+    if form == LayerForm::ErofsImage && !is_merged {
+        let options =
+            ConvertOptions { limits, below, standalone, hash_raw, ..ConvertOptions::default() };
+        return convert(source, &image_in(target)?, &options).map(Poured::of);
+    }
+    let whiteouts = if is_merged { Whiteouts::Remove } else { Whiteouts::Overlay };
     let options = ExtractOptions {
         limits,
         whiteouts,
@@ -90,7 +103,8 @@ pub(crate) fn pour(
         hash_raw,
         ..ExtractOptions::default()
     };
-    extract(source, target.as_fd(), &options).map(Poured::of)
+    let tree = tree_in(target, form)?;
+    extract(source, tree.as_fd(), &options).map(Poured::of)
 }
 
 /// As [`pour`] with [`Sight::Alone`], but reads to the end whatever the layer needs. Blocking.
@@ -103,9 +117,14 @@ pub(crate) fn pour_to_end(
     target: &MountFd,
     form: LayerForm,
 ) -> Result<(Result<Poured, ArchiveError>, Passed), ArchiveError> {
-    let whiteouts = Whiteouts::Overlay;
-    let options = ExtractOptions { whiteouts, standalone: true, ..ExtractOptions::default() };
-    let (summary, stream) = extract_to_end(source, target.as_fd(), &options)?;
+    let (summary, stream) = if form == LayerForm::ErofsImage {
+        let options = ConvertOptions { standalone: true, ..ConvertOptions::default() };
+        convert_to_end(source, &image_in(target)?, &options)?
+    } else {
+        let whiteouts = Whiteouts::Overlay;
+        let options = ExtractOptions { whiteouts, standalone: true, ..ExtractOptions::default() };
+        extract_to_end(source, target.as_fd(), &options)?
+    };
     Ok((summary.map(Poured::of), stream))
 }
 
@@ -117,11 +136,79 @@ pub(crate) fn pour_to_end(
 /// [`ArchiveError::NeedsBelow`], as in [`pour`].
 pub(crate) fn settle(
     target: &MountFd,
+    form: LayerForm,
     below: &MountFd,
     poured: &Poured,
 ) -> Result<(), ArchiveError> {
     let Poured { implied, top_given, .. } = poured;
-    gantry_archive::settle_standalone(target.as_fd(), below.as_fd(), implied, *top_given)
+    let below = below.as_fd();
+    if form == LayerForm::ErofsImage {
+        return gantry_erofs::settle_standalone(&image_in(target)?, below, implied, *top_given);
+    }
+    gantry_archive::settle_standalone(target.as_fd(), below, implied, *top_given)
+}
+
+/// Begins a layer into which several are merged: with a copy of the tree `from`. Blocking.
+pub(crate) fn begin_merged(
+    target: &MountFd,
+    form: LayerForm,
+    from: &MountFd,
+) -> Result<(), ArchiveError> {
+    copy_tree(from.as_fd(), tree_in(target, form)?.as_fd())
+}
+
+/// Ends a layer into which several have been poured [`Sight::Over`] each other. Blocking.
+pub(crate) fn end_merged(target: &MountFd, form: LayerForm) -> Result<(), ArchiveError> {
+    if form != LayerForm::ErofsImage {
+        return Ok(());
+    }
+    let (tree, image) = (tree_in(target, form)?, image_in(target)?);
+    let (reader, writer) = std::io::pipe().map_err(ArchiveError::Read)?;
+    std::thread::scope(|scope| {
+        let tree = tree.as_fd();
+        let archiving = scope.spawn(move || {
+            let options = CreateOptions { root_entry: true, ..CreateOptions::default() };
+            create(tree, BufWriter::with_capacity(BUFFER, writer), &options)
+        });
+        let options = ConvertOptions { hash_raw: false, ..ConvertOptions::default() };
+        let converted = convert(reader, &image, &options);
+        let Ok(archived) = archiving.join() else {
+            return Err(ArchiveError::Read(std::io::Error::other("the archiving thread died")));
+        };
+        // If converting ends early, archiving finds nobody to write to.
+        converted?;
+        archived.map(drop)
+    })?;
+    gantry_sys::path::remove_tree_beneath(target, Path::new(TREE)).map_err(|error| {
+        ArchiveError::Io {
+            doing: "remove",
+            entry: TREE.to_owned(),
+            source: std::io::Error::other(error),
+        }
+    })
+}
+
+/// The file that becomes a layer's image.
+fn image_in(target: &MountFd) -> Result<File, ArchiveError> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(target, EROFS_LAYER, flags, Mode::from_raw_mode(0o600))
+        .map(File::from)
+        .map_err(|errno| ArchiveError::io("open", EROFS_LAYER.as_bytes(), errno))
+}
+
+/// The directory that holds a tree: beside its image, for a layer that becomes one.
+fn tree_in(target: &MountFd, form: LayerForm) -> Result<OwnedFd, ArchiveError> {
+    let fail = |errno| ArchiveError::io("open", TREE.as_bytes(), errno);
+    let mut name = ".";
+    if form == LayerForm::ErofsImage {
+        name = TREE;
+        match rustix::fs::mkdirat(target, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(fail(errno)),
+        }
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(target, name, flags, Mode::empty()).map_err(fail)
 }
 
 /// An archive's error as the daemon's.

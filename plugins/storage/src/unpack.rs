@@ -16,7 +16,7 @@ use gantry_sdk::{Ctx, Error, ErrorKind, Labels, Result};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::flights::{Pilot, Seat};
-use crate::pour::{Poured, Sight, explain, limits, pour, settle};
+use crate::pour::{Poured, Sight, begin_merged, end_merged, explain, limits, pour, settle};
 use crate::source::{Source, Stoppable};
 use crate::store::{Instance, Store};
 
@@ -238,8 +238,9 @@ impl Store {
         let target = self.mount_plan(cx, instance, &plan).await?;
         let plan = driver.plan(cx, parent.as_str()).await?;
         let below = self.mount_plan(cx, instance, &plan).await?;
-        let poured = draft.poured.clone();
-        match tokio::task::spawn_blocking(move || settle(&target, &below, &poured)).await? {
+        let (form, poured) = (instance.info.form, draft.poured.clone());
+        let work = move || settle(&target, form, &below, &poured);
+        match tokio::task::spawn_blocking(work).await? {
             Ok(()) => Ok(true),
             Err(ArchiveError::NeedsBelow { .. }) => Ok(false),
             Err(error) => Err(explain(error)),
@@ -358,23 +359,22 @@ impl Store {
         layers: &[ChainLayer],
         pilot: &Pilot,
     ) -> Result<u64> {
-        let driver = &instance.driver;
+        let (driver, form) = (&instance.driver, instance.info.form);
+        let plan = driver.unpack_plan(cx, key).await?;
+        let target = self.mount_plan(cx, instance, &plan).await?;
         if let Some(over) = over {
+            let to = target.clone();
             let plan = driver.plan(cx, over.as_str()).await?;
             let from = self.mount_plan(cx, instance, &plan).await?;
-            let plan = driver.unpack_plan(cx, key).await?;
-            let to = self.mount_plan(cx, instance, &plan).await?;
-            let copy = move || {
-                use std::os::fd::AsFd;
-                gantry_archive::copy_tree(from.as_fd(), to.as_fd())
-            };
-            tokio::task::spawn_blocking(copy).await?.map_err(explain)?;
+            let work = move || begin_merged(&to, form, &from);
+            tokio::task::spawn_blocking(work).await?.map_err(explain)?;
         }
         for layer in layers {
             let failed = |error: Error| error.context(format!("layer {}", layer.diff_id));
             let poured = self.fill(cx, instance, key, layer, Sight::Over, pilot).await;
             poured.and_then(|poured| poured.map_err(explain)).map_err(failed)?;
         }
+        tokio::task::spawn_blocking(move || end_merged(&target, form)).await?.map_err(explain)?;
         driver.usage(cx, key).await.map(|(bytes, _)| bytes)
     }
 }
