@@ -3,79 +3,28 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use gantry_test_harness::registry::{PASSWORD, USER, certificate};
 use gantry_test_harness::sandbox::in_network;
 use gantry_test_harness::{
-    Output, Setup, TestDaemon, TestResult, command, daemon_test, daemon_test_with, requires,
-    wait_until,
+    Output, Registry, RegistrySetup, Setup, TestDaemon, TestResult, command, daemon_test,
+    daemon_test_with, requires, wait_until,
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-const USER: &str = "ali";
-const PASSWORD: &str = "open-sesame-7";
-
-/// [`USER`] and [`PASSWORD`] as `htpasswd -B` writes them, at bcrypt's lowest cost.
-const HTPASSWD: &str = "ali:$2b$04$smDB6kqA/MHlSkgoBnECLOj/cMZiJHb8pXSR128gHGZrNPVCS3tla\n";
-
 /// An address of the sandbox that is none of loopback's.
 const ADDRESS: &str = "10.77.0.1";
 
-/// Debian's registry in the daemon's namespaces, on every address.
-struct Registry {
-    nsenter: Child,
-    pid_file: PathBuf,
-}
-
-impl Registry {
-    const PORT: u16 = 5000;
-
-    /// Starts it; `tls` are the names of a certificate and a key in the test's directory.
-    fn start(daemon: &TestDaemon, tls: Option<(&str, &str)>) -> Result<Self> {
-        let file = |name: &str| daemon.path(name);
-        std::fs::write(file("htpasswd"), HTPASSWD)?;
-        let mut http = json!({"addr": format!(":{}", Self::PORT), "secret": "x"});
-        if let Some((certificate, key)) = tls {
-            http["tls"] = json!({"certificate": file(certificate), "key": file(key)});
-        }
-        // JSON is YAML.
-        let config = json!({
-            "version": "0.1",
-            "log": {"level": "error"},
-            "storage": {"inmemory": {}},
-            "http": http,
-            "auth": {"htpasswd": {"realm": "test", "path": file("htpasswd")}},
-        });
-        std::fs::write(file("registry.yml"), config.to_string())?;
-        let pid_file = file("registry.pid");
-        let script = format!(
-            "echo $$ > {}; exec docker-registry serve {}",
-            pid_file.display(),
-            file("registry.yml").display()
-        );
-        let mut sh = daemon.sandbox().command("sh");
-        sh.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let nsenter = sh.spawn()?;
-        let network = network(daemon);
-        wait_until("the registry listens", 20, || {
-            in_network(&network, || Ok(TcpStream::connect(("127.0.0.1", Self::PORT)).is_ok()))
-        })?;
-        Ok(Self { nsenter, pid_file })
-    }
-
-    /// Ends it, so that the leak check does not find it. A test that fails need not: the registry
-    /// ends with the sandbox.
-    fn stop(mut self, daemon: &TestDaemon) -> TestResult {
-        daemon.sandbox().sh(&format!("kill -9 $(cat {})", self.pid_file.display()))?;
-        command::wait(&mut self.nsenter, Duration::from_secs(10))?.context("it does not end")?;
-        Ok(())
-    }
+/// Debian's registry in the daemon's namespaces, on every address, with TLS if `tls` is given.
+fn start(daemon: &TestDaemon, tls: Option<(PathBuf, PathBuf)>) -> Result<Registry> {
+    let setup = RegistrySetup { auth: true, tls, ..RegistrySetup::default() };
+    Registry::start(daemon.sandbox(), &daemon.path(""), &setup)
 }
 
 fn network(daemon: &TestDaemon) -> PathBuf {
@@ -97,7 +46,7 @@ fn no_secret_in_the_log(daemon: &TestDaemon) -> TestResult {
 fn a_registry_on_this_machine_checks_the_password() -> TestResult {
     requires!("docker-registry");
     daemon_test_with(Setup::arguments("--debug"), |daemon| {
-        let registry = Registry::start(daemon, None)?;
+        let registry = start(daemon, None)?;
         for server in ["127.0.0.1:5000", "http://127.0.0.1:5000/v2/"] {
             let said = login(daemon, PASSWORD, server)?.success()?;
             assert!(said.contains("Login Succeeded"), "{server}: {said}");
@@ -119,7 +68,7 @@ fn a_registry_on_this_machine_checks_the_password() -> TestResult {
         let answer = daemon.http("POST", "/v1.41/auth", body.to_string().as_bytes())?;
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!(answer.json()?, json!({"Status": "Login Succeeded"}));
-        registry.stop(daemon)?;
+        registry.stop(daemon.sandbox())?;
 
         let said = login(daemon, PASSWORD, "127.0.0.1:5000")?.failure()?;
         assert!(said.contains("cannot connect to 127.0.0.1:5000"), "{said}");
@@ -132,7 +81,7 @@ fn a_registry_elsewhere_needs_tls_unless_the_configuration_says_otherwise() -> T
     requires!("docker-registry");
     daemon_test(|daemon| {
         daemon.sandbox().sh(&format!("ip address add {ADDRESS}/32 dev lo"))?;
-        let registry = Registry::start(daemon, None)?;
+        let registry = start(daemon, None)?;
         let server = format!("{ADDRESS}:5000");
         let said = login(daemon, PASSWORD, &server)?.failure()?;
         assert!(said.contains("cannot agree on TLS"), "{said}");
@@ -143,7 +92,7 @@ fn a_registry_elsewhere_needs_tls_unless_the_configuration_says_otherwise() -> T
         wait_until("the new configuration counts", 10, || {
             Ok(login(daemon, PASSWORD, &server)?.status == 0)
         })?;
-        registry.stop(daemon)?;
+        registry.stop(daemon.sandbox())?;
         daemon.sandbox().sh(&format!("ip address del {ADDRESS}/32 dev lo"))?;
         Ok(())
     })
@@ -154,19 +103,16 @@ fn certificates_of_an_operator_are_trusted() -> TestResult {
     requires!("docker-registry", "openssl");
     daemon_test(|daemon| {
         let directory = daemon.path("");
-        let (directory, docker) = (directory.display(), daemon.path("etc"));
-        daemon.sandbox().sh(&format!(
-            "ip address add {ADDRESS}/32 dev lo; cd {directory}; \
-             openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
-             -subj /CN=registry -addext subjectAltName=IP:{ADDRESS} -keyout r.key -out r.crt"
-        ))?;
-        let registry = Registry::start(daemon, Some(("r.crt", "r.key")))?;
+        let docker = daemon.path("etc");
+        daemon.sandbox().sh(&format!("ip address add {ADDRESS}/32 dev lo"))?;
+        let tls = certificate(daemon.sandbox(), &directory, "r", &format!("IP:{ADDRESS}"))?;
+        let registry = start(daemon, Some(tls))?;
         let server = format!("{ADDRESS}:5000");
         let said = login(daemon, PASSWORD, &server)?.failure()?;
         assert!(said.contains("certificate"), "{said}");
 
         // `/etc` with more in it, for this sandbox only.
-        let etc = docker.display();
+        let (etc, directory) = (docker.display(), directory.display());
         daemon.sandbox().sh(&format!(
             "mkdir {etc}; mount -t tmpfs tmpfs {etc}; mkdir -p {etc}/work; \
              mkdir -p {etc}/upper/docker/certs.d/{server}; \
@@ -176,7 +122,7 @@ fn certificates_of_an_operator_are_trusted() -> TestResult {
         let ended = login(daemon, PASSWORD, &server);
         daemon.sandbox().sh(&format!("umount /etc; umount {etc}"))?;
         assert!(ended?.success()?.contains("Login Succeeded"));
-        registry.stop(daemon)?;
+        registry.stop(daemon.sandbox())?;
         daemon.sandbox().sh(&format!("ip address del {ADDRESS}/32 dev lo"))?;
         Ok(())
     })

@@ -18,6 +18,7 @@ mod login;
 mod logs;
 mod networks;
 mod publish;
+mod registry;
 mod run;
 mod run_security;
 mod runtimes;

@@ -22,6 +22,7 @@
 //! - [`http`]: requests byte by byte, for what the docker CLI never sends
 //! - [`command`]: processes with a deadline
 //! - [`fixtures`]: images made from Debian packages
+//! - [`registry`]: Debian's registry
 //! - [`mod@requires`]: skipping, in a loud voice
 //!
 //! # Invariants
@@ -37,12 +38,14 @@ pub mod daemon;
 pub mod fixtures;
 pub mod http;
 pub mod leaks;
+pub mod registry;
 pub mod requires;
 pub mod sandbox;
 
 pub use command::Output;
 pub use daemon::{Setup, TestDaemon, daemon_test, daemon_test_with};
 pub use http::Response;
+pub use registry::{Registry, RegistrySetup};
 pub use sandbox::Sandbox;
 
 /// What tests return: an error is printed with its chain and fails the test.
