@@ -1,23 +1,25 @@
-//! Removes what nobody wants: asks the owners, then sweeps.
+//! Removes what nobody wants, and drops what a policy allows: asks the owners, decides, sweeps.
 //!
 //! See [`crate::pins`] for why this is safe beside everything else.
 
-use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::blobs::{Collected, ContentOwner, ContentOwners};
 use gantry_sdk::registry::{Kind as _, Registry};
 use gantry_sdk::{Ctx, Error, Result};
 
 use crate::dirs::Shared;
+use crate::dropped::Dropped;
+use crate::plan::{Fate, Item, There, Thing, Why, Wishes, decide};
+use crate::settings::Retention;
 
-/// The owners of content, by the name of the plugin.
+/// The owners of content, by the name of their slot.
 ///
 /// # Errors
 ///
 /// `Unavailable` if there is none or one is down: what it wants is not known.
-pub(crate) fn owners(registry: &Registry) -> Result<Vec<(String, Arc<dyn ContentOwner>)>> {
+fn owners(registry: &Registry) -> Result<Vec<(String, Arc<dyn ContentOwner>)>> {
     for (kind, name, down) in registry.slots() {
         if let Some(why) = down.filter(|_| kind == ContentOwners::NAME) {
             return Err(Error::unavailable(format!(
@@ -32,20 +34,63 @@ pub(crate) fn owners(registry: &Registry) -> Result<Vec<(String, Arc<dyn Content
     Ok(owners)
 }
 
-/// Removes every blob and partial that is neither wanted nor pinned.
+async fn ask(cx: &Ctx, registry: &Registry, retention: Retention) -> Result<Wishes> {
+    let mut wishes = Wishes::default();
+    for (name, owner) in owners(registry)? {
+        let failed = |e: Error| e.context(format!("content of {name}"));
+        let wanted = owner.wanted(cx).await.map_err(failed)?;
+        let droppable = match retention {
+            Retention::Keep => Vec::new(),
+            _ => owner.droppable(cx).await.map_err(failed)?,
+        };
+        wishes.add(&name, wanted, droppable, retention);
+    }
+    Ok(wishes)
+}
+
+/// What a collection would do now, partials first, the oldest of them before the others; `old` is
+/// for a full disk, see [`decide`].
+///
+/// # Errors
+///
+/// Those of the owners.
+pub(crate) async fn plan(
+    cx: &Ctx,
+    shared: &Arc<Shared>,
+    registry: &Registry,
+    retention: Retention,
+    old: Option<Duration>,
+) -> Result<Vec<Item>> {
+    let wishes = ask(cx, registry, retention).await?;
+    let shared = shared.clone();
+    tokio::task::spawn_blocking(move || {
+        let there = There {
+            blobs: shared.dirs.list()?,
+            partials: shared.dirs.partials()?,
+            dropped: shared.dirs.dropped.list()?,
+        };
+        let is_pinned = |digest: &_| shared.pins.is_pinned(digest);
+        Ok(decide(there, &wishes, retention, is_pinned, old))
+    })
+    .await?
+}
+
+/// Makes a plan and carries it out.
 ///
 /// # Errors
 ///
 /// Those of the owners: then nothing is removed.
-pub(crate) async fn collect(cx: &Ctx, shared: &Arc<Shared>, registry: &Registry) -> Result<Collected> {
+pub(crate) async fn collect(
+    cx: &Ctx,
+    shared: &Arc<Shared>,
+    registry: &Registry,
+    retention: Retention,
+) -> Result<Collected> {
     let round = shared.pins.begin(); // before anybody is asked
-    let mut wanted = HashSet::new();
-    for (name, owner) in owners(registry)? {
-        wanted.extend(owner.wanted(cx).await.map_err(|e| e.context(format!("content of {name}")))?);
-    }
+    let items = plan(cx, shared, registry, retention, None).await?;
     let shared = shared.clone();
     tokio::task::spawn_blocking(move || {
-        let swept = sweep(&shared, &wanted);
+        let swept = sweep(&shared, &items);
         drop(round);
         let emptied = shared.dirs.empty_trash();
         swept.and_then(|collected| emptied.map(|()| collected))
@@ -53,17 +98,32 @@ pub(crate) async fn collect(cx: &Ctx, shared: &Arc<Shared>, registry: &Registry)
     .await?
 }
 
-fn sweep(shared: &Shared, wanted: &HashSet<Digest>) -> Result<Collected> {
-    let dirs = &shared.dirs;
+/// Removes before it drops: what is remembered of dropped blobs needs space itself.
+fn sweep(shared: &Shared, items: &[Item]) -> Result<Collected> {
     let mut collected = Collected::default();
-    let blobs = dirs.list()?.into_iter().map(|info| (dirs.blob(&info.digest), info));
-    let partials = dirs.partials()?.into_iter().map(|info| (dirs.partial(&info.digest), info));
-    for (path, info) in blobs.chain(partials).filter(|(_, info)| !wanted.contains(&info.digest)) {
-        let gone = shared.pins.unless_pinned(&info.digest, || dirs.discard(&path)).transpose()?;
-        if gone == Some(true) {
+    let of = |fate| items.iter().filter(move |item| item.fate == fate);
+    for item in of(Fate::Remove).chain(of(Fate::Drop)) {
+        if carry_out(shared, item)? {
             collected.blobs += 1;
-            collected.bytes += info.size;
+            collected.bytes += item.bytes;
         }
     }
     Ok(collected)
+}
+
+/// Lets one thing go, unless it has been pinned meanwhile; whether that freed something. Blocking.
+pub(crate) fn carry_out(shared: &Shared, item: &Item) -> Result<bool> {
+    let Item { kind, digest, bytes, why, .. } = item;
+    let path = match kind {
+        Thing::Blob => shared.dirs.blob(digest),
+        Thing::Partial => shared.dirs.partial(digest),
+        Thing::Dropped => return shared.dirs.dropped.remove(digest).map(|()| false),
+        Thing::Layers => return Ok(false), // those are not ours
+    };
+    if let Why::Policy(policy, source) = why {
+        let (digest, source) = (digest.clone(), source.clone());
+        shared.dirs.dropped.put(&Dropped { digest, size: *bytes, source, policy: *policy })?;
+    }
+    let gone = shared.pins.unless_pinned(digest, || shared.dirs.discard(&path)).transpose()?;
+    Ok(gone == Some(true))
 }

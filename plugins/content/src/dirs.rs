@@ -4,6 +4,7 @@
 //! sha256/<hex>           blobs
 //! ingest/<hex>.partial   the beginnings of blobs, for the next try
 //! ingest/<n>.new         blobs whose digest is not known yet; of no use without their writer
+//! dropped/<hex>          what is remembered of blobs that a retention policy dropped
 //! trash/<n>              removed, but not gone yet
 //! ```
 
@@ -13,11 +14,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::blobs::BlobInfo;
 use gantry_sdk::{Error, Result};
 
+use crate::dropped::Records;
 use crate::follow::Progress;
 use crate::pins::Pins;
 
@@ -29,6 +32,8 @@ pub(crate) struct Dirs {
     blobs: PathBuf,
     ingest: PathBuf,
     trash: PathBuf,
+    /// Blobs that a policy dropped.
+    pub(crate) dropped: Records,
     next: AtomicU64,
 }
 
@@ -39,9 +44,10 @@ impl Dirs {
             blobs: root.join("sha256"),
             ingest: root.join("ingest"),
             trash: root.join("trash"),
+            dropped: Records(root.join("dropped")),
             next: AtomicU64::new(0),
         };
-        for dir in [&dirs.blobs, &dirs.ingest, &dirs.trash] {
+        for dir in [&dirs.blobs, &dirs.ingest, &dirs.trash, &dirs.dropped.0] {
             fs::create_dir_all(dir).map_err(|e| Error::io("create", dir.display(), e))?;
         }
         for entry in entries(&dirs.trash)?.into_iter().chain(entries(&dirs.ingest)?) {
@@ -92,14 +98,15 @@ impl Dirs {
 
     /// All blobs, in digest order. Blocking.
     pub(crate) fn list(&self) -> Result<Vec<BlobInfo>> {
-        self.files(&self.blobs, |entry| {
+        let found = self.files(&self.blobs, |entry| {
             // Anything else in this directory is not ours; it is left alone.
             format!("sha256:{}", entry.file_name().to_string_lossy()).parse().ok()
-        })
+        })?;
+        Ok(found.into_iter().map(|(info, _)| info).collect())
     }
 
-    /// All partials, in digest order. Blocking.
-    pub(crate) fn partials(&self) -> Result<Vec<BlobInfo>> {
+    /// All partials, in digest order, with the time when something was last added. Blocking.
+    pub(crate) fn partials(&self) -> Result<Vec<(BlobInfo, SystemTime)>> {
         self.files(&self.ingest, partial_of)
     }
 
@@ -107,25 +114,27 @@ impl Dirs {
         &self,
         dir: &Path,
         digest: impl Fn(&fs::DirEntry) -> Option<Digest>,
-    ) -> Result<Vec<BlobInfo>> {
+    ) -> Result<Vec<(BlobInfo, SystemTime)>> {
         let mut found = Vec::new();
         for entry in entries(dir)? {
             let Some(digest) = digest(&entry) else { continue };
             match entry.metadata() {
-                Ok(meta) => found.push(BlobInfo { digest, size: meta.len() }),
+                Ok(meta) => {
+                    let touched = meta.modified().unwrap_or_else(|_| SystemTime::now());
+                    found.push((BlobInfo { digest, size: meta.len() }, touched));
+                }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {} // gone meanwhile
                 Err(e) => return Err(Error::io("stat", entry.path().display(), e)),
             }
         }
-        found.sort_by(|a, b| a.digest.cmp(&b.digest));
+        found.sort_by(|(a, _), (b, _)| a.digest.cmp(&b.digest));
         Ok(found)
     }
 }
 
-fn entries(dir: &Path) -> Result<Vec<fs::DirEntry>> {
-    fs::read_dir(dir)
-        .and_then(Iterator::collect)
-        .map_err(|e| Error::io("list", dir.display(), e))
+/// What is in `dir`.
+pub(crate) fn entries(dir: &Path) -> Result<Vec<fs::DirEntry>> {
+    fs::read_dir(dir).and_then(Iterator::collect).map_err(|e| Error::io("list", dir.display(), e))
 }
 
 fn partial_of(entry: &fs::DirEntry) -> Option<Digest> {

@@ -115,11 +115,7 @@ impl Read for Follower {
                     if state.len > self.at || state.end.is_some() {
                         break state.len.saturating_sub(self.at);
                     }
-                    state = self
-                        .progress
-                        .moved
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
+                    state = self.progress.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
             };
             let wanted = buf.len().min(usize::try_from(available).unwrap_or(usize::MAX));

@@ -3,6 +3,13 @@
 //! A blob whose digest is known beforehand is written to a partial, which outlives the writer: the
 //! next one goes on where it ended. All others have a name of their own and vanish with their
 //! writer.
+//!
+//! # What it costs
+//!
+//! Hashing is the floor, and it is done by the thread that writes: a second one saves a quarter of the
+//! time when it has a processor for itself, but whoever unpacks meanwhile has better use for that.
+//! The disk is asked to begin early, because a sync of 300 MB at the end stalls everybody for a tenth
+//! of a second and more, and one of the last 8 MB does not.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -13,6 +20,7 @@ use std::sync::Arc;
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::blobs::{BlobInfo, BlobWriter, Lease};
 use gantry_sdk::{Error, Result};
+use gantry_sys::file::start_write_back;
 use sha2::{Digest as _, Sha256};
 
 use crate::dirs::{self, Shared};
@@ -20,6 +28,8 @@ use crate::follow::{End, Progress};
 
 /// Read at once when what is there is hashed or compared.
 const PIECE: usize = 256 << 10;
+/// Handed to the disk at once while more is written.
+const WRITE_BACK: u64 = 8 << 20;
 
 /// A blob being written.
 pub(crate) struct Ingest {
@@ -36,6 +46,8 @@ pub(crate) struct Ingest {
     /// Bytes of the file: more than `offset` after a restart. What comes is compared with them, so
     /// that followers need not begin anew with the writer, and a cut now leaves more than nothing.
     len: u64,
+    /// The disk has been asked to write everything before this.
+    started: u64,
     progress: Arc<Progress>,
     /// The file has another name, or none.
     settled: bool,
@@ -87,6 +99,7 @@ impl Ingest {
             hashed: 0,
             offset: len,
             len,
+            started: len,
             progress,
             settled: false,
         }
@@ -122,7 +135,18 @@ impl Ingest {
         self.progress.cut(self.offset);
         self.progress.file().set_len(self.offset)?;
         self.len = self.offset;
+        self.started = self.started.min(self.len);
         Ok(())
+    }
+
+    /// Asks the disk to begin with what has come together.
+    fn write_back(&mut self) {
+        let length = self.len - self.started;
+        if length >= WRITE_BACK {
+            // Only a hint: a file system that cannot take it, or an error it met, is the sync's matter.
+            let _ = start_write_back(self.progress.file(), self.started, length);
+            self.started = self.len;
+        }
     }
 
     /// Writes as many of `bytes` as go at once.
@@ -137,6 +161,7 @@ impl Ingest {
         let n = self.progress.file().write_at(bytes, self.offset)?;
         self.len = self.offset + n as u64;
         self.progress.grown(self.len); // followers go on while this is hashed
+        self.write_back();
         Ok(n)
     }
 
@@ -210,7 +235,8 @@ impl BlobWriter for Ingest {
             self.cut().map_err(|e| failed(&self.path, e))?;
         }
         let digest = Digest::from_sha256(&std::mem::take(&mut self.hash).finalize().into());
-        if let Some(other) = [expected, self.digest.as_ref()].into_iter().flatten().find(|d| **d != digest)
+        if let Some(other) =
+            [expected, self.digest.as_ref()].into_iter().flatten().find(|d| **d != digest)
         {
             let error = Error::invalid(format!("content has digest {digest}, not {other}"));
             dirs::remove(&self.path)?;
@@ -227,7 +253,8 @@ impl BlobWriter for Ingest {
 impl Drop for Ingest {
     fn drop(&mut self) {
         let kept = self.digest.is_some() && self.len > 0;
-        if !self.settled && !kept
+        if !self.settled
+            && !kept
             && let Err(error) = dirs::remove(&self.path)
         {
             tracing::warn!(error = %error.chain(), "An unfinished blob stays until the next start.");

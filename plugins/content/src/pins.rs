@@ -34,6 +34,12 @@ struct Table {
     late: HashSet<Digest>,
 }
 
+impl Table {
+    fn pins(&self, digest: &Digest) -> bool {
+        self.held.contains_key(digest) || self.late.contains(digest)
+    }
+}
+
 impl Pins {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -50,10 +56,15 @@ impl Pins {
         Round(self.clone())
     }
 
+    /// Whether it is pinned at the moment.
+    pub(crate) fn is_pinned(&self, digest: &Digest) -> bool {
+        self.table().pins(digest)
+    }
+
     /// Runs `act` unless the blob is pinned; nobody can pin it meanwhile. `act` must be short.
     pub(crate) fn unless_pinned<T>(&self, digest: &Digest, act: impl FnOnce() -> T) -> Option<T> {
         let table = self.table();
-        if table.held.contains_key(digest) || table.late.contains(digest) {
+        if table.pins(digest) {
             return None;
         }
         let done = act();
