@@ -4,6 +4,7 @@
 //! cargo build --release -p gantryd -p gantry-benches
 //! gantry-benches            a hundred rounds of each
 //! gantry-benches --short    ten: shows that everything runs, and a first impression
+//! gantry-benches --images   pulls, pushes and archives of large images, three rounds of each
 //! ```
 //!
 //! A floor is what the machine needs for the same thing without an engine: an OCI runtime on a
@@ -11,6 +12,7 @@
 //! take turns, so that a noisy machine disturbs both.
 
 mod floor;
+mod images;
 mod memory;
 mod table;
 
@@ -37,7 +39,14 @@ fn main() -> ExitCode {
         eprintln!("The benchmarks start containers, so they need root.");
         return ExitCode::FAILURE;
     }
-    match measure(if short { 10 } else { 100 }) {
+    let of_images = std::env::args().any(|argument| argument == "--images");
+    let outcome = match (of_images, short) {
+        (true, true) => images::measure(1),
+        (true, false) => images::measure(3),
+        (false, true) => measure(10),
+        (false, false) => measure(100),
+    };
+    match outcome {
         Ok(rows) => {
             print!("{}", table::render(&rows));
             ExitCode::SUCCESS

@@ -4,12 +4,17 @@ use std::fmt::Write;
 use std::time::Duration;
 
 /// Times in the order they were taken.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
     pub(crate) fn push(&mut self, took: Duration) {
         self.0.push(took.as_secs_f64() * 1000.0);
+    }
+
+    /// In milliseconds.
+    pub(crate) fn median(&self) -> f64 {
+        self.percentile(50)
     }
 
     /// The smallest value that `percent` of all do not exceed; 0 when there are none.

@@ -35,6 +35,9 @@ pub struct Setup {
     pub arguments: Vec<String>,
     /// The configuration file's content.
     pub config: Option<Value>,
+    /// Keeps the data root in memory, with this size limit as tmpfs(5) writes it. It is seen in the
+    /// sandbox only.
+    pub memory: Option<&'static str>,
 }
 
 impl Setup {
@@ -118,6 +121,11 @@ impl TestDaemon {
         };
         let config = daemon.setup.config.clone().unwrap_or_else(|| serde_json::json!({}));
         std::fs::write(daemon.path("daemon.json"), config.to_string())?;
+        if let Some(size) = daemon.setup.memory {
+            let data = daemon.path("data");
+            let mount = format!("mount -t tmpfs -o size={size} tmpfs {}", data.display());
+            daemon.sandbox.sh(&mount)?;
+        }
         daemon.before_start = daemon.snapshot()?;
         daemon.launch()?;
         daemon.when_idle = daemon.snapshot()?;
