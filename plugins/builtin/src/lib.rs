@@ -15,6 +15,7 @@ use gantry_network as _;
 use gantry_network_bridge as _;
 use gantry_network_host as _;
 use gantry_network_null as _;
+use gantry_registry as _;
 use gantry_runtime_oci as _;
 use gantry_storage as _;
 use gantry_storage_overlay2 as _;
@@ -39,6 +40,7 @@ pub const IDS: &[&str] = &[
     "network.bridge",
     "network.host",
     "network.null",
+    "registry",
     "runtime.oci",
     "storage.overlay2",
     "storage.vfs",

@@ -1,9 +1,8 @@
-//! System routes: `/_ping`, `/version`, `/info`, `/system/df`, `/auth`.
+//! System routes: `/_ping`, `/version`, `/info`, `/system/df`.
 //!
 //! # Map
 //!
 //! - [`ping`], [`version`], [`info`], [`usage`]: one route each
-//! - `auth`: `POST /auth`, and what it needs to talk to a registry
 //! - [`host`]: facts about the machine
 //!
 //! # Not here
@@ -17,11 +16,9 @@ use gantry_sdk::context::{Host, Kernel};
 use gantry_sdk::events::EventBus;
 use gantry_sdk::registry::Registry;
 use gantry_sdk::{
-    ConfigKey, Context, Descriptor, Init, Method, Need, Phase, Plugin, Registration, Result,
-    RouteDecl,
+    Context, Descriptor, Init, Method, Need, Phase, Plugin, Registration, Result, RouteDecl,
 };
 
-mod auth;
 pub mod host;
 pub mod info;
 pub mod ping;
@@ -34,15 +31,11 @@ const ROUTES: &[RouteDecl] = &[
     RouteDecl::new("version", Method::Get, "/version"),
     RouteDecl::new("info", Method::Get, "/info"),
     RouteDecl::new("usage", Method::Get, "/system/df"),
-    RouteDecl::new("auth", Method::Post, "/auth"),
 ];
 
 static DESCRIPTOR: Descriptor = Descriptor {
     needs: &[Need::Optional("info"), Need::Optional("disk-usage")],
     routes: ROUTES,
-    // Read when somebody logs in, so a new value counts from the next login on.
-    config: &[ConfigKey::reloadable(auth::insecure::KEY)],
-    check_config: auth::insecure::check,
     ..Descriptor::new("system", Phase::Api)
 };
 
@@ -72,7 +65,6 @@ impl Plugin for SystemPlugin {
         cx.route("version", &state, version::version);
         cx.route("info", &state, info::info);
         cx.route("usage", &state, usage::usage);
-        cx.route("auth", &state, auth::auth);
         Ok(Init::Ready)
     }
 }

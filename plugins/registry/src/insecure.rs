@@ -4,11 +4,10 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use gantry_sdk::ConfigView;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::address;
+use crate::http::address;
 
 /// The configuration key.
 pub(crate) const KEY: &str = "insecure-registries";
@@ -56,7 +55,8 @@ impl Insecure {
 
     fn add(&mut self, text: &str) -> bool {
         if let Ok(network) = text.parse() {
-            self.networks.push(network);
+            let network: IpNet = network;
+            self.networks.push(network.trunc());
             return true;
         }
         // A scheme says nothing here and is common in configurations.
@@ -89,14 +89,19 @@ impl Insecure {
         }
     }
 
+    /// The hosts, as configured.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().map(String::as_str)
+    }
+
+    /// The networks, this machine included.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = &IpNet> {
+        self.networks.iter()
+    }
+
     fn contains(&self, address: IpAddr) -> bool {
         self.networks.iter().any(|network| network.contains(&address))
     }
-}
-
-/// Every mistake in the configuration.
-pub(crate) fn check(config: &ConfigView) -> Vec<String> {
-    Insecure::parse(config.get(KEY)).err().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,15 +1,20 @@
 //! What registries and token servers say when they refuse.
 
+use std::time::{Duration, SystemTime};
+
 use gantry_sdk::ErrorKind;
-use http::StatusCode;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
-use super::challenge;
-use super::client::Answer;
+use crate::http::challenge;
+use crate::http::client::Answer;
 
 /// The most of a server's words that is passed on, in characters.
 const MAX_WORDS: usize = 1000;
+
+/// The longest that a server may ask us to wait; it is asked again then.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// A refusal: what to do about it, and the server's own words.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +24,12 @@ pub(crate) struct Refusal {
     pub(crate) kind: ErrorKind,
     /// As the reference engine puts it: `code: message`.
     pub(crate) words: String,
+    /// As it came.
+    pub(crate) status: StatusCode,
+    /// Whether the same request may be granted later.
+    pub(crate) is_transient: bool,
+    /// How long the server asks to be left alone.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// The forms that errors come in: the registry API's, and one of a token server.
@@ -43,17 +54,44 @@ impl Refusal {
         let kind = match status {
             StatusCode::UNAUTHORIZED => ErrorKind::Unauthorized,
             StatusCode::FORBIDDEN => ErrorKind::Forbidden,
+            StatusCode::NOT_FOUND => ErrorKind::NotFound,
             _ => ErrorKind::Unavailable,
         };
+        let is_transient = status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+            || matches!(status.as_u16(), 408 | 429);
+        let retry_after = retry_after(&answer.headers, SystemTime::now());
+        let refusal = |words| Self { kind, words, status, is_transient, retry_after };
         if !status.is_client_error() {
-            return Self { kind, words: format!("received unexpected HTTP status: {status}") };
+            return refusal(format!("received unexpected HTTP status: {status}"));
         }
         let words = described(answer).or_else(|| structured(answer)).unwrap_or_else(|| {
             let text = plain(answer).unwrap_or_else(|| status.to_string());
             format!("{}: {text}", code(status))
         });
-        Self { kind, words: clean(&words) }
+        refusal(clean(&words))
     }
+}
+
+/// `Retry-After`: seconds, or a date. Source: RFC 9110 §10.2.3.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => http_date(text)?.duration_since(now).unwrap_or_default(),
+    };
+    Some(wait.min(MAX_WAIT))
+}
+
+/// A date of the preferred form, `Sun, 06 Nov 1994 08:49:37 GMT`. Source: RFC 9110 §5.6.7.
+fn http_date(text: &str) -> Option<SystemTime> {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (_, rest) = text.strip_suffix(" GMT")?.split_once(", ")?;
+    let mut parts = rest.split(' ');
+    let (day, month, year, time) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let month = MONTHS.iter().position(|name| *name == month)? + 1;
+    let rfc3339 = format!("{year}-{month:02}-{day}T{time}Z");
+    gantry_sdk::time::parse(&rfc3339, SystemTime::UNIX_EPOCH)
 }
 
 /// The registry API's word for a status, where the body has none.
@@ -114,7 +152,6 @@ fn clean(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderMap;
     use http::header::WWW_AUTHENTICATE;
 
     fn words(status: u16, headers: &[(http::HeaderName, &str)], body: &str) -> (ErrorKind, String) {
@@ -164,10 +201,31 @@ mod tests {
         for (status, kind) in [
             (401, ErrorKind::Unauthorized),
             (403, ErrorKind::Forbidden),
-            (404, ErrorKind::Unavailable),
+            (404, ErrorKind::NotFound),
             (500, ErrorKind::Unavailable),
         ] {
             assert_eq!(words(status, &[], "").0, kind, "{status}");
+        }
+    }
+
+    #[test]
+    fn waits_are_read_and_capped() {
+        let now = http_date("Sun, 06 Nov 1994 08:49:30 GMT").unwrap();
+        for (text, expected) in [
+            ("7", Some(7)),
+            ("0", Some(0)),
+            ("86400", Some(60)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(7)),
+            ("Sun, 06 Nov 1993 08:49:37 GMT", Some(0)),
+            ("Sun, 06 Nov 2994 08:49:37 GMT", Some(60)),
+            ("-1", None),
+            ("soon", None),
+            ("Sun, 99 Nov 1994 08:49:37 GMT", None),
+            ("99999999999999999999999", None),
+        ] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]);
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(retry_after(&headers, now), expected, "{text}");
         }
     }
 }

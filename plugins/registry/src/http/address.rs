@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 use http::Uri;
 
 /// The longest address read, in bytes.
-const MAX_LENGTH: usize = 4096;
+const MAX_LENGTH: usize = 16 << 10;
 
 /// Why an address is of no use. Never shows a user name or password inside an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -99,6 +99,11 @@ impl Url {
     pub(crate) fn has_origin_of(&self, other: &Self) -> bool {
         (self.tls, self.port) == (other.tls, other.port)
             && self.host.eq_ignore_ascii_case(&other.host)
+    }
+
+    /// Another path and query at the same server.
+    pub(crate) fn at(&self, target: impl Into<String>) -> Self {
+        Self { target: target.into(), ..self.clone() }
     }
 
     /// The same URL with more in its query.
@@ -199,7 +204,7 @@ mod tests {
         for (given, expected) in good {
             assert_eq!(registry(given).as_deref(), Ok(expected), "{given}");
         }
-        let long = format!("https://{}", "a".repeat(10_000));
+        let long = format!("https://{}", "a".repeat(20_000));
         for bad in [
             "",
             "..",

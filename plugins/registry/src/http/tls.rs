@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as Rustls, RootCertStore,
@@ -78,16 +78,24 @@ pub(crate) enum TlsError {
 }
 
 /// How to speak TLS to the registry whose certificates are in `directory`, which need not exist.
-/// `insecure` accepts every certificate. Blocking.
+/// `authority` is one more file of certificates to trust; `insecure` accepts every certificate.
+/// Blocking.
 ///
 /// # Errors
 ///
 /// The file that cannot be used.
-pub(crate) fn client(directory: &Path, insecure: bool) -> Result<ClientConfig, TlsError> {
+pub(crate) fn client(
+    directory: &Path,
+    authority: Option<&Path>,
+    insecure: bool,
+) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let own = Own::read(directory)?;
-    let verifier: Arc<dyn ServerCertVerifier> = if insecure {
-        Arc::new(Anyone(provider.clone()))
+    let mut own = Own::read(directory)?;
+    if let Some(path) = authority {
+        own.authorities.extend(certificates(path)?);
+    }
+    let trust = if insecure {
+        Trust::Anyone
     } else {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(system_authorities()?);
@@ -98,12 +106,13 @@ pub(crate) fn client(directory: &Path, insecure: bool) -> Result<ClientConfig, T
         let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
             .map_err(|error| Rustls::General(error.to_string()))?;
-        Arc::new(Known { inner, pinned: own.authorities })
+        Trust::Known { inner, pinned: own.authorities }
     };
+    let algorithms = provider.signature_verification_algorithms;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(verifier);
+        .with_custom_certificate_verifier(Arc::new(Verifier { trust, algorithms }));
     let mut config = match own.identity {
         Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
         None => builder.with_no_client_auth(),
@@ -198,14 +207,22 @@ fn unusable(path: &Path, why: impl std::fmt::Display) -> TlsError {
     TlsError::Content { path: path.to_owned(), why: why.to_string() }
 }
 
-/// Trusts those whom the authorities vouch for, and the certificates an operator has put down.
+/// Whose certificates are accepted.
 #[derive(Debug)]
-struct Known {
-    inner: Arc<WebPkiServerVerifier>,
-    pinned: Certificates,
+enum Trust {
+    /// Of those whom the authorities vouch for, and the ones an operator has put down.
+    Known { inner: Arc<WebPkiServerVerifier>, pinned: Certificates },
+    /// Of whoever holds its key: what `insecure-registries` asks for.
+    Anyone,
 }
 
-impl ServerCertVerifier for Known {
+#[derive(Debug)]
+struct Verifier {
+    trust: Trust,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Verifier {
     /// A self-signed certificate is usually marked as an authority's, which the path validation
     /// takes for a mistake when a server shows it. It has looked at the dates by then; the name is
     /// left.
@@ -217,10 +234,13 @@ impl ServerCertVerifier for Known {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Rustls> {
-        match self.inner.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+        let Trust::Known { inner, pinned } = &self.trust else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        match inner.verify_server_cert(certificate, intermediates, name, ocsp, now) {
             Err(Rustls::InvalidCertificate(CertificateError::Other(why)))
                 if why.to_string().contains("CaUsedAsEndEntity")
-                    && self.pinned.contains(certificate) =>
+                    && pinned.contains(certificate) =>
             {
                 verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
                 Ok(ServerCertVerified::assertion())
@@ -235,7 +255,7 @@ impl ServerCertVerifier for Known {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Rustls> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -244,52 +264,11 @@ impl ServerCertVerifier for Known {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Rustls> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
-}
-
-/// Accepts every certificate, from whoever holds its key: what `insecure-registries` asks for.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Rustls> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Rustls> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Rustls> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
