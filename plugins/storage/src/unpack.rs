@@ -16,7 +16,7 @@ use gantry_sdk::{Ctx, Error, ErrorKind, Labels, Result};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::flights::{Pilot, Seat};
-use crate::pour::{Poured, Sight, begin_merged, end_merged, explain, limits, pour, settle};
+use crate::pour::{Poured, Sight, begin_merged, end_merged, explain, pour, settle};
 use crate::source::{Source, Stoppable};
 use crate::store::{Instance, Store};
 
@@ -302,7 +302,7 @@ impl Store {
         let diff_id = layer.diff_id.clone();
         let source = Source::new(blob, diff_id, total, pilot.listeners().clone());
         let form = instance.info.form;
-        let work = move || pour(source, &target, form, &sight, limits(total), false);
+        let work = move || pour(source, &target, form, &sight);
         let poured = tokio::task::spawn_blocking(work).await?;
         match &poured {
             Ok(poured) if poured.stream.diff_id != layer.diff_id.as_str() => {

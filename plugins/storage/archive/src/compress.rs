@@ -4,6 +4,8 @@
 //! travel through a bounded queue and come back for reuse, so memory is constant.
 
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -14,6 +16,12 @@ use crate::{ArchiveError, Result};
 const CHUNK: usize = 256 << 10;
 /// Chunks in flight.
 const QUEUE: usize = 8;
+
+/// No stream may unpack to more than this many times its own bytes: a little more than what gzip can
+/// do. Source: zlib's technical notes, "Maximum Compression Factor", 1032.
+const MOST_RATIO: u64 = 1100;
+/// Streams may unpack to this many bytes whatever their ratio.
+const ANY_RATIO: u64 = if cfg!(test) { 16 << 20 } else { 1 << 30 };
 
 /// How a stream is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +118,7 @@ pub fn decompressed_with<R: Read + Send, T>(
     let (compression, head) = peek(&mut reader)?;
     // The raw bytes may be the uncompressed ones, whose digest is always wanted.
     let hasher = (hash_raw || compression == Compression::None).then(Hasher::default);
-    let raw = Raw { inner: Cursor::new(head).chain(reader), hasher, bytes: 0 };
+    let raw = Raw { inner: Cursor::new(head).chain(reader), hasher, bytes: Arc::default() };
     let (full_in, full_out) = sync_channel(QUEUE);
     let (empty_in, empty_out) = sync_channel(QUEUE);
 
@@ -145,28 +153,30 @@ fn produce<R: Read>(
     full: &SyncSender<Chunk>,
     empty: &Receiver<Vec<u8>>,
 ) -> (Option<Hasher>, u64) {
+    let read = raw.bytes.clone();
     match compression {
         Compression::None => pump(&mut raw, full, empty),
         Compression::Gzip => {
             let buffered = BufReader::with_capacity(CHUNK, &mut raw);
-            pump(&mut flate2::bufread::MultiGzDecoder::new(buffered), full, empty);
+            let inner = flate2::bufread::MultiGzDecoder::new(buffered);
+            pump(&mut Bounded { inner, read, produced: 0 }, full, empty);
         }
         Compression::Zstd => {
             let buffered = BufReader::with_capacity(CHUNK, &mut raw);
             match zstd::stream::read::Decoder::with_buffer(buffered) {
-                Ok(mut decoder) => pump(&mut decoder, full, empty),
+                Ok(inner) => pump(&mut Bounded { inner, read, produced: 0 }, full, empty),
                 Err(error) => drop(full.send(Err(error))),
             }
         }
     }
-    (raw.hasher, raw.bytes)
+    (raw.hasher, raw.bytes.load(Relaxed))
 }
 
 /// The stream as given, counted and perhaps hashed.
 struct Raw<R> {
     inner: R,
     hasher: Option<Hasher>,
-    bytes: u64,
+    bytes: Arc<AtomicU64>,
 }
 
 impl<R: Read> Read for Raw<R> {
@@ -175,7 +185,28 @@ impl<R: Read> Read for Raw<R> {
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&buf[..n]);
         }
-        self.bytes += n as u64;
+        self.bytes.fetch_add(n as u64, Relaxed);
+        Ok(n)
+    }
+}
+
+/// Ends a stream that unpacks to far more than it is.
+struct Bounded<R> {
+    inner: R,
+    /// Bytes that went into unpacking, and perhaps a few more.
+    read: Arc<AtomicU64>,
+    produced: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.produced = self.produced.saturating_add(n as u64);
+        let most = self.read.load(Relaxed).saturating_mul(MOST_RATIO).max(ANY_RATIO);
+        if self.produced > most {
+            let why = format!("it unpacks to more than {MOST_RATIO} times its size");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         Ok(n)
     }
 }
@@ -329,6 +360,16 @@ mod tests {
         assert_eq!((passed.bytes, passed.diff_bytes), (data.len() as u64, 3_000_000));
         let ((), unhashed) = decompressed_with(&data[..], false, |_| Ok(())).unwrap();
         assert_eq!(unhashed, Passed { digest: None, ..passed });
+    }
+
+    #[test]
+    fn a_stream_that_unpacks_to_far_more_than_it_is_ends() {
+        let zeros = io::repeat(0).take(ANY_RATIO + (4 << 20));
+        let bomb = zstd::encode_all(zeros, 1).unwrap();
+        let error = decompressed_with(&bomb[..], false, |_| Ok(())).unwrap_err();
+        assert!(error.is_bad_archive(), "{error:?}");
+        let allowed = zstd::encode_all(io::repeat(0).take(ANY_RATIO), 1).unwrap();
+        decompressed_with(&allowed[..], false, |_| Ok(())).unwrap();
     }
 
     #[test]
