@@ -44,5 +44,8 @@ mod store;
 mod unpack;
 mod upkeep;
 
+pub use admin::migrate::Migration;
 pub use admin::rules::Rules;
-pub use store::{Parts, open};
+pub use admin::verify::Verification;
+pub use admin::{Admin, Reports, wire};
+pub use store::{Parts, open, open_with_admin};

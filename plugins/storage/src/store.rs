@@ -17,6 +17,7 @@ use gantry_sdk::registry::Registry;
 use gantry_sdk::tasks::Tasks;
 use gantry_sdk::{Ctx, Error, ErrorKind, Labels, Result};
 
+use crate::admin::Admin;
 use crate::admin::rules::{Choice, Rules};
 use crate::flights::Flights;
 use crate::pins::Pins;
@@ -268,6 +269,19 @@ impl Store {
 /// Those of the database and of the drivers.
 pub async fn open(parts: Parts) -> Result<Arc<dyn LayerStore>> {
     Ok(Arc::new(Handle(Store::open(parts).await?)))
+}
+
+/// Opens a layer store, and what operators do with its instances.
+///
+/// # Errors
+///
+/// Those of [`open`].
+pub async fn open_with_admin(parts: Parts) -> Result<(Arc<dyn LayerStore>, Arc<Admin>)> {
+    let metadata = parts.metadata.clone();
+    let store = Store::open(parts).await?;
+    let layers: Arc<dyn LayerStore> = Arc::new(Handle(store.clone()));
+    let admin = Admin::open(store, layers.clone(), metadata).await?;
+    Ok((layers, admin))
 }
 
 /// The store as the registry hands it out.

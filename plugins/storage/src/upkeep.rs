@@ -171,7 +171,7 @@ impl Store {
 }
 
 /// The committed layers that nothing needs, topmost first, so that each is free when its turn comes.
-fn removable(layers: &[Layer], keep: &BTreeSet<Digest>) -> Vec<String> {
+pub(crate) fn removable(layers: &[Layer], keep: &BTreeSet<Digest>) -> Vec<String> {
     let parents: BTreeMap<&str, Option<&str>> =
         layers.iter().map(|layer| (layer.key.as_str(), layer.parent.as_deref())).collect();
     let mut needed = BTreeSet::new();
