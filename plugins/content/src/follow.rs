@@ -78,7 +78,7 @@ pub(crate) struct Follower {
     digest: Digest,
     progress: Arc<Progress>,
     at: u64,
-    /// Cuts before this one happened before the first byte was read.
+    /// Cuts that have been looked at: what was read was either before or after them.
     cuts: usize,
 }
 
@@ -103,22 +103,27 @@ impl Follower {
         }
         Ok(())
     }
+
+    /// Waits until there is more, and says how much; 0 at the end.
+    fn wait(&mut self) -> io::Result<u64> {
+        let progress = self.progress.clone();
+        let mut state = progress.state();
+        loop {
+            self.check(&state, self.at)?;
+            if state.len > self.at || state.end.is_some() {
+                self.cuts = state.cuts.len(); // what is read from now on is newer than these
+                return Ok(state.len.saturating_sub(self.at));
+            }
+            state = progress.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
 }
 
 impl Read for Follower {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            let available = {
-                let mut state = self.progress.state();
-                loop {
-                    self.check(&state, self.at)?;
-                    if state.len > self.at || state.end.is_some() {
-                        break state.len.saturating_sub(self.at);
-                    }
-                    state = self.progress.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
-            };
-            let wanted = buf.len().min(usize::try_from(available).unwrap_or(usize::MAX));
+            let available = usize::try_from(self.wait()?).unwrap_or(usize::MAX);
+            let wanted = buf.len().min(available);
             if wanted == 0 {
                 return Ok(0);
             }

@@ -167,15 +167,7 @@ impl Governor {
     /// for each, so a further round may be needed.
     async fn evict(&self, cx: &Ctx, bytes: u64) -> Result<()> {
         let Ok(layers) = self.registry.only::<Layers>() else { return Ok(()) };
-        let mut freed = 0;
-        let mut keep = Vec::new();
-        for Unpacked { chain, item } in self.unpacked(cx).await? {
-            if item.fate == Fate::Keep || freed >= bytes {
-                keep.push(chain);
-            } else {
-                freed += item.bytes;
-            }
-        }
+        let (keep, freed) = spare(self.unpacked(cx).await?, bytes);
         if freed > 0 {
             layers.collect(cx, &keep).await?;
         }
@@ -209,7 +201,7 @@ impl Governor {
             let item = Item { kind: Thing::Layers, digest, bytes, fate, why };
             found.push(Unpacked { chain: image.chain, item });
         }
-        found.sort_by(|a, b| b.item.bytes.cmp(&a.item.bytes));
+        found.sort_by_key(|it| std::cmp::Reverse(it.item.bytes));
         Ok(found)
     }
 
@@ -236,6 +228,21 @@ impl Governor {
     }
 }
 
+/// Lets the first that may go have their turn until `bytes` are free: the chains that stay, and the
+/// bytes of the others.
+fn spare(unpacked: Vec<Unpacked>, bytes: u64) -> (Vec<Chain>, u64) {
+    let mut freed = 0;
+    let mut keep = Vec::new();
+    for Unpacked { chain, item } in unpacked {
+        if item.fate == Fate::Keep || freed >= bytes {
+            keep.push(chain);
+        } else {
+            freed += item.bytes;
+        }
+    }
+    (keep, freed)
+}
+
 /// When it goes; what stays comes last.
 fn step(item: &Item) -> u8 {
     match (item.fate, &item.why, item.kind) {
@@ -244,5 +251,39 @@ fn step(item: &Item) -> u8 {
         (Fate::Remove, ..) => 2,
         (Fate::Drop, _, Thing::Layers) => 4,
         (Fate::Drop, ..) => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gantry_sdk::kinds::layers::ChainLayer;
+
+    #[test]
+    fn no_more_layers_go_than_needed_and_none_that_are_used() {
+        let digest = |n: u8| Digest::from_sha256(&[n; 32]);
+        let unpacked = |n, bytes, fate| {
+            let chain = Chain(vec![ChainLayer { diff_id: digest(n), blob: digest(n) }]);
+            let (kind, why) = (Thing::Layers, Why::Unpacked);
+            Unpacked { chain, item: Item { kind, digest: digest(n), bytes, fate, why } }
+        };
+        let images = || {
+            vec![
+                unpacked(1, 50, Fate::Keep),
+                unpacked(2, 30, Fate::Drop),
+                unpacked(3, 20, Fate::Drop),
+                unpacked(4, 10, Fate::Drop),
+            ]
+        };
+        for (bytes, kept, freed) in [
+            (0, vec![1, 2, 3, 4], 0),
+            (30, vec![1, 3, 4], 30),
+            (31, vec![1, 4], 50),
+            (99, vec![1], 60),
+        ] {
+            let (keep, sum) = spare(images(), bytes);
+            let keep: Vec<_> = keep.into_iter().map(|chain| chain.0[0].blob.clone()).collect();
+            assert_eq!((keep, sum), (kept.into_iter().map(digest).collect(), freed), "{bytes}");
+        }
     }
 }
