@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use gantry_archive::{ArchiveError, Chunks, Compression, Passed, decompressed};
+use gantry_archive::{ArchiveError, Chunks, Passed, decompressed};
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::layers::Staged;
 use gantry_sdk::{Ctx, Result};
@@ -177,16 +177,11 @@ fn drain(chunks: &mut Chunks) -> Result<(), ArchiveError> {
 }
 
 fn staged(stream: Passed, hold: gantry_sdk::kinds::layers::Hold) -> Result<Staged> {
-    let compression = match stream.compression {
-        Compression::None => "",
-        Compression::Gzip => "gzip",
-        Compression::Zstd => "zstd",
-    };
     Ok(Staged {
         diff_id: stream.diff_id.parse()?,
         blob: stream.digest.unwrap_or_default().parse()?,
         bytes: stream.bytes,
-        compression: compression.to_owned(),
+        compression: stream.compression.name().to_owned(),
         unpacked: stream.diff_bytes,
         hold,
     })

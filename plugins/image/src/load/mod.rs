@@ -261,6 +261,9 @@ pub fn layer_record(stored: Stored) -> LayerRecord {
         Compression::None => "application/vnd.oci.image.layer.v1.tar",
         Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
         Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+        // In no specification, after the pattern of the others.
+        Compression::Xz => "application/vnd.oci.image.layer.v1.tar+xz",
+        Compression::Bzip2 => "application/vnd.oci.image.layer.v1.tar+bzip2",
     };
     LayerRecord {
         diff_id: stored.diff_id,

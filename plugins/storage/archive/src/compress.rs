@@ -3,25 +3,16 @@
 //! One thread reads, hashes the raw bytes and decompresses; the caller's thread consumes. Chunks
 //! travel through a bounded queue and come back for reuse, so memory is constant.
 
-use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::io::{self, BufRead, Cursor, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use crate::decode::{CHUNK, Chunk, Pipe, Ratio, Sent, produce};
 use crate::digest::Hasher;
 use crate::{ArchiveError, Result};
 
-/// Size of one chunk: large enough that hashing and writing dominate the hand-over.
-const CHUNK: usize = 256 << 10;
 /// Chunks in flight.
 const QUEUE: usize = 8;
-
-/// No stream may unpack to more than this many times its own bytes: a little more than what gzip can
-/// do. Source: zlib's technical notes, "Maximum Compression Factor", 1032.
-const MOST_RATIO: u64 = 1100;
-/// Streams may unpack to this many bytes whatever their ratio.
-const ANY_RATIO: u64 = if cfg!(test) { 16 << 20 } else { 1 << 30 };
 
 /// How a stream is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,36 +23,44 @@ pub enum Compression {
     Gzip,
     /// Zstandard, one or more frames (RFC 8878).
     Zstd,
+    /// xz, one or more streams (The .xz File Format 1.2.1).
+    Xz,
+    /// bzip2, one or more streams.
+    Bzip2,
 }
 
 impl Compression {
     /// From the first bytes of a stream (six are enough; fewer mean a short stream).
-    ///
-    /// # Errors
-    ///
-    /// [`ArchiveError::Compression`] for formats that are known and not read.
-    pub fn detect(magic: &[u8]) -> Result<Self> {
+    pub fn detect(magic: &[u8]) -> Self {
         const SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18]; // after 0x50 … 0x5f; RFC 8878 §3.1.2
         match magic {
-            [0x1f, 0x8b, ..] => Ok(Self::Gzip),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Self::Zstd),
-            [0x50..=0x5f, rest @ ..] if rest.starts_with(&SKIPPABLE) => Ok(Self::Zstd),
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Err(ArchiveError::Compression("xz")),
-            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Err(ArchiveError::Compression("bzip2")),
-            _ => Ok(Self::None),
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            [0x50..=0x5f, rest @ ..] if rest.starts_with(&SKIPPABLE) => Self::Zstd,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Self::Bzip2,
+            _ => Self::None,
+        }
+    }
+
+    /// The name of the format, empty for none.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Xz => "xz",
+            Self::Bzip2 => "bzip2",
         }
     }
 }
-
-/// A reader whose first bytes have been looked at.
-type Peeked<R> = Chain<Cursor<Vec<u8>>, R>;
 
 /// Reads the first bytes and says how the stream is compressed; the returned reader still yields
 /// every byte.
 ///
 /// # Errors
 ///
-/// Those of the reader and of [`Compression::detect`].
+/// Those of the reader.
 pub fn detect<R: Read>(mut reader: R) -> Result<(Compression, impl Read)> {
     let (compression, head) = peek(&mut reader)?;
     Ok((compression, Cursor::new(head).chain(reader)))
@@ -70,7 +69,7 @@ pub fn detect<R: Read>(mut reader: R) -> Result<(Compression, impl Read)> {
 fn peek(reader: &mut impl Read) -> Result<(Compression, Vec<u8>)> {
     let mut head = Vec::with_capacity(6);
     reader.take(6).read_to_end(&mut head).map_err(ArchiveError::Read)?;
-    Ok((Compression::detect(&head)?, head))
+    Ok((Compression::detect(&head), head))
 }
 
 /// The digests of a stream that has passed, compressed and not.
@@ -111,30 +110,39 @@ pub fn decompressed<R: Read + Send, T>(
 ///
 /// Those of [`decompressed`].
 pub fn decompressed_with<R: Read + Send, T>(
-    mut reader: R,
+    reader: R,
     hash_raw: bool,
     consume: impl FnOnce(&mut Chunks) -> Result<T>,
 ) -> Result<(T, Passed)> {
+    run(reader, hash_raw, Ratio::USUAL, consume)
+}
+
+fn run<R: Read + Send, T>(
+    mut reader: R,
+    hash_raw: bool,
+    ratio: Ratio,
+    consume: impl FnOnce(&mut Chunks) -> Result<T>,
+) -> Result<(T, Passed)> {
     let (compression, head) = peek(&mut reader)?;
+    let raw = Cursor::new(head).chain(reader);
     // The raw bytes may be the uncompressed ones, whose digest is always wanted.
-    let hasher = (hash_raw || compression == Compression::None).then(Hasher::default);
-    let raw = Raw { inner: Cursor::new(head).chain(reader), hasher, bytes: Arc::default() };
-    let (full_in, full_out) = sync_channel(QUEUE);
-    let (empty_in, empty_out) = sync_channel(QUEUE);
+    let hash_raw = hash_raw || compression == Compression::None;
+    let (full, full_out) = sync_channel(QUEUE);
+    let (empty_in, empty) = sync_channel(QUEUE);
+    let pipe = Pipe { full, empty };
 
     thread::scope(|scope| {
-        let producer = scope.spawn(move || produce(compression, raw, &full_in, &empty_out));
+        let producer = scope.spawn(move || produce(compression, raw, hash_raw, ratio, &pipe));
         let mut chunks = Chunks::new(compression, full_out, empty_in);
         let outcome = consume(&mut chunks).and_then(|value| {
             chunks.drain().map_err(ArchiveError::Read)?;
             Ok(value)
         });
         let hasher = chunks.close();
-        let Ok(raw) = producer.join() else {
+        let Ok((hashed, bytes)) = producer.join() else {
             return Err(ArchiveError::Read(io::Error::other("the decompressing thread died")));
         };
         let value = outcome?;
-        let (hashed, bytes) = raw;
         let digest = hashed.map(|hasher| hasher.finish().0);
         let (diff_id, diff_bytes) = match hasher {
             Some(hasher) => hasher.finish(),
@@ -144,110 +152,10 @@ pub fn decompressed_with<R: Read + Send, T>(
     })
 }
 
-type Chunk = io::Result<Vec<u8>>;
-
-/// The producing thread's whole life; returns the hash of what it read.
-fn produce<R: Read>(
-    compression: Compression,
-    mut raw: Raw<Peeked<R>>,
-    full: &SyncSender<Chunk>,
-    empty: &Receiver<Vec<u8>>,
-) -> (Option<Hasher>, u64) {
-    let read = raw.bytes.clone();
-    match compression {
-        Compression::None => pump(&mut raw, full, empty),
-        Compression::Gzip => {
-            let buffered = BufReader::with_capacity(CHUNK, &mut raw);
-            let inner = flate2::bufread::MultiGzDecoder::new(buffered);
-            pump(&mut Bounded { inner, read, produced: 0 }, full, empty);
-        }
-        Compression::Zstd => {
-            let buffered = BufReader::with_capacity(CHUNK, &mut raw);
-            match zstd::stream::read::Decoder::with_buffer(buffered) {
-                Ok(inner) => pump(&mut Bounded { inner, read, produced: 0 }, full, empty),
-                Err(error) => drop(full.send(Err(error))),
-            }
-        }
-    }
-    (raw.hasher, raw.bytes.load(Relaxed))
-}
-
-/// The stream as given, counted and perhaps hashed.
-struct Raw<R> {
-    inner: R,
-    hasher: Option<Hasher>,
-    bytes: Arc<AtomicU64>,
-}
-
-impl<R: Read> Read for Raw<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(&buf[..n]);
-        }
-        self.bytes.fetch_add(n as u64, Relaxed);
-        Ok(n)
-    }
-}
-
-/// Ends a stream that unpacks to far more than it is.
-struct Bounded<R> {
-    inner: R,
-    /// Bytes that went into unpacking, and perhaps a few more.
-    read: Arc<AtomicU64>,
-    produced: u64,
-}
-
-impl<R: Read> Read for Bounded<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        self.produced = self.produced.saturating_add(n as u64);
-        let most = self.read.load(Relaxed).saturating_mul(MOST_RATIO).max(ANY_RATIO);
-        if self.produced > most {
-            let why = format!("it unpacks to more than {MOST_RATIO} times its size");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-        }
-        Ok(n)
-    }
-}
-
-/// Moves chunks until the end, an error, or until nobody listens any more.
-fn pump(source: &mut impl Read, full: &SyncSender<Chunk>, empty: &Receiver<Vec<u8>>) {
-    loop {
-        let mut chunk = empty.try_recv().unwrap_or_default();
-        chunk.resize(CHUNK, 0);
-        match fill(source, &mut chunk) {
-            Ok(0) => return,
-            Ok(n) => {
-                chunk.truncate(n);
-                if full.send(Ok(chunk)).is_err() {
-                    return;
-                }
-            }
-            Err(error) => return drop(full.send(Err(error))),
-        }
-    }
-}
-
-/// Reads until `chunk` is full or the stream ends. An error after some bytes is reported by the
-/// next call (readers repeat it, or end).
-fn fill(source: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < chunk.len() {
-        match source.read(&mut chunk[filled..]) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
 /// The consuming end: a [`BufRead`] that hands out whole chunks without copying them.
 #[derive(Debug)]
 pub struct Chunks {
-    full: Receiver<Chunk>,
+    full: Receiver<Sent>,
     empty: SyncSender<Vec<u8>>,
     chunk: Vec<u8>,
     at: usize,
@@ -257,7 +165,7 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    fn new(compression: Compression, full: Receiver<Chunk>, empty: SyncSender<Vec<u8>>) -> Self {
+    fn new(compression: Compression, full: Receiver<Sent>, empty: SyncSender<Vec<u8>>) -> Self {
         let hasher = (compression != Compression::None).then(Hasher::default);
         Self { full, empty, chunk: Vec::new(), at: 0, hasher, ended: false }
     }
@@ -287,11 +195,11 @@ impl BufRead for Chunks {
                 let _ = self.empty.try_send(used);
             }
             match self.full.recv() {
-                Ok(Ok(chunk)) => {
+                Ok(Ok(Chunk { bytes, start })) => {
                     if let Some(hasher) = &mut self.hasher {
-                        hasher.update(&chunk);
+                        hasher.update(&bytes[start..]);
                     }
-                    self.chunk = chunk;
+                    (self.chunk, self.at) = (bytes, start);
                 }
                 Ok(Err(error)) => {
                     self.ended = true;
@@ -364,12 +272,66 @@ mod tests {
 
     #[test]
     fn a_stream_that_unpacks_to_far_more_than_it_is_ends() {
-        let zeros = io::repeat(0).take(ANY_RATIO + (4 << 20));
-        let bomb = zstd::encode_all(zeros, 1).unwrap();
-        let error = decompressed_with(&bomb[..], false, |_| Ok(())).unwrap_err();
+        let ratio = Ratio { most: 100, free: 4 << 20 };
+        let zeros = |bytes| io::repeat(0).take(bytes);
+        for (bytes, allowed) in [(4 << 20, true), (6 << 20, false)] {
+            let zstd = zstd::encode_all(zeros(bytes), 1).unwrap();
+            let mut plain = Vec::new();
+            zeros(bytes).read_to_end(&mut plain).unwrap();
+            for bomb in [zstd, gzip(&plain)] {
+                let outcome = run(&bomb[..], false, ratio, |_| Ok(()));
+                assert_eq!(outcome.is_ok(), allowed, "{outcome:?}");
+                assert!(allowed || outcome.is_err_and(|error| error.is_bad_archive()));
+            }
+        }
+    }
+
+    /// Fifty times the same words, by other people's tools.
+    const XZ: &[u8] = &[
+        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x04, 0xe6, 0xd6, 0xb4, 0x46, 0x02, 0x00, 0x21,
+        0x01, 0x0c, 0x00, 0x00, 0x00, 0x8f, 0x98, 0x41, 0x9c, 0xe0, 0x03, 0xe7, 0x00, 0x20, 0x5d,
+        0x00, 0x3a, 0x1a, 0x08, 0xce, 0x76, 0xc7, 0xe5, 0xe9, 0xd6, 0x07, 0x34, 0xc3, 0xd1, 0x0e,
+        0xbf, 0xce, 0x55, 0xe1, 0xaa, 0xbd, 0xe1, 0x1d, 0x0b, 0x3f, 0xdb, 0x04, 0x97, 0x4f, 0xcc,
+        0x7d, 0x94, 0x00, 0x00, 0x94, 0x3e, 0x71, 0x49, 0x2b, 0x01, 0x12, 0xc3, 0x00, 0x01, 0x3c,
+        0xe8, 0x07, 0x00, 0x00, 0x00, 0xac, 0xa7, 0x9e, 0x35, 0xb1, 0xc4, 0x67, 0xfb, 0x02, 0x00,
+        0x00, 0x00, 0x00, 0x04, 0x59, 0x5a,
+    ];
+    const BZIP2: &[u8] = &[
+        0x42, 0x5a, 0x68, 0x39, 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, 0x5a, 0x88, 0x39, 0x07, 0x00,
+        0x01, 0xa8, 0x91, 0x80, 0x40, 0x00, 0x1b, 0x69, 0xb6, 0xc0, 0x20, 0x00, 0x60, 0x29, 0x54,
+        0x46, 0x46, 0x87, 0xa7, 0xaa, 0x14, 0xc0, 0x01, 0x34, 0xf4, 0x8b, 0xda, 0x2e, 0x11, 0x62,
+        0x2f, 0x28, 0xba, 0x45, 0xd2, 0x2d, 0xd1, 0x69, 0x17, 0x68, 0xbe, 0x22, 0xc4, 0x58, 0x8b,
+        0x48, 0xb9, 0x45, 0xa4, 0x5b, 0x22, 0xc4, 0x58, 0x45, 0xfc, 0x5d, 0xc9, 0x14, 0xe1, 0x42,
+        0x41, 0x6a, 0x20, 0xe4, 0x1c,
+    ];
+    /// Wants a dictionary of 4 GiB.
+    const XZ_GREEDY: &[u8] = &[
+        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x04, 0xe6, 0xd6, 0xb4, 0x46, 0x02, 0x00, 0x21,
+        0x01, 0x28, 0x00, 0x00, 0x00, 0xe6, 0xa0, 0x11, 0xb3, 0xe0, 0x03, 0xe7, 0x00, 0x20, 0x5d,
+        0x00, 0x3a, 0x1a, 0x08, 0xce, 0x76, 0xc7, 0xe5, 0xe9, 0xd6, 0x07, 0x34, 0xc3, 0xd1, 0x0e,
+        0xbf, 0xce, 0x55, 0xe1, 0xaa, 0xbd, 0xe1, 0x1d, 0x0b, 0x3f, 0xdb, 0x04, 0x97, 0x4f, 0xcc,
+        0x7d, 0x94, 0x00, 0x00, 0x94, 0x3e, 0x71, 0x49, 0x2b, 0x01, 0x12, 0xc3, 0x00, 0x01, 0x3c,
+        0xe8, 0x07, 0x00, 0x00, 0x00, 0xac, 0xa7, 0x9e, 0x35, 0xb1, 0xc4, 0x67, 0xfb, 0x02, 0x00,
+        0x00, 0x00, 0x00, 0x04, 0x59, 0x5a,
+    ];
+
+    #[test]
+    fn xz_and_bzip2_are_read_within_bounds() {
+        let text = "the quick brown fox ".repeat(50).into_bytes();
+        for (what, packed) in [("xz", XZ), ("bzip2", BZIP2)] {
+            let (out, passed) = read_all(&packed.repeat(3)).unwrap();
+            assert_eq!(passed.compression.name(), what);
+            assert_eq!(out, text.repeat(3), "{what}");
+            for cut in [packed.len() / 2, packed.len() - 1] {
+                assert!(read_all(&packed[..cut]).is_err(), "{what} cut at {cut}");
+            }
+            let mut damaged = packed.to_vec();
+            damaged[packed.len() / 2] ^= 0x40;
+            let error = read_all(&damaged).unwrap_err();
+            assert!(error.is_bad_archive(), "{what}: {error:?}");
+        }
+        let error = read_all(XZ_GREEDY).unwrap_err();
         assert!(error.is_bad_archive(), "{error:?}");
-        let allowed = zstd::encode_all(io::repeat(0).take(ANY_RATIO), 1).unwrap();
-        decompressed_with(&allowed[..], false, |_| Ok(())).unwrap();
     }
 
     #[test]
@@ -377,8 +339,7 @@ mod tests {
         let mut cut = gzip(&vec![7; 3_000_000]);
         cut.truncate(cut.len() / 2);
         assert!(matches!(read_all(&cut), Err(ArchiveError::Read(_))));
-        let xz = read_all(b"\xfd7zXZ\0....").unwrap_err();
-        assert_eq!(xz.to_string(), "xz compression is not supported");
+        assert!(read_all(b"\xfd7zXZ\0....").is_err());
         assert_eq!(read_all(b"").unwrap().0, b"");
     }
 }

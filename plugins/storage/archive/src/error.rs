@@ -70,10 +70,6 @@ pub enum ArchiveError {
         /// The entry's name, escaped.
         entry: String,
     },
-
-    /// A compression we know and do not read.
-    #[error("{0} compression is not supported")]
-    Compression(&'static str),
 }
 
 impl ArchiveError {
@@ -81,7 +77,6 @@ impl ArchiveError {
     pub fn is_bad_archive(&self) -> bool {
         match self {
             Self::Malformed { .. } | Self::Refused { .. } | Self::Limit { .. } => true,
-            Self::Compression(_) => true,
             Self::Read(error) => {
                 matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
             }
