@@ -1,112 +1,15 @@
-//! The layer store on real drivers, with blobs and metadata in memory. Needs root.
+//! Layers of images and containers on any instance.
 
-#![expect(clippy::unwrap_used, reason = "tests end by panicking")]
-
-use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
-use gantry_layer_dirs::Layers;
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::layers::{Chain, ChainLayer, LayerProgress, LayerStore};
-use gantry_sdk::kinds::storage::{Storage, StorageDriver};
-use gantry_sdk::mounts::{Grants, MountFd};
-use gantry_sdk::registry::Registry;
-use gantry_sdk::tasks::Tasks;
-use gantry_sdk::{Ctx, ErrorKind, Labels};
-use gantry_storage::{Parts, open};
+use gantry_sdk::kinds::layers::{Chain, ChainLayer, LayerProgress};
+use gantry_sdk::{ErrorKind, Labels};
 use gantry_testkit::archive::Tar;
-use gantry_testkit::fakes::{Blobs, Metadata};
-use gantry_testkit::mounts::Mounter;
-use tokio_util::sync::CancellationToken;
+use gantry_testkit::fakes::Blobs;
 
-/// A host with two storage instances, which survives restarts of the store.
-struct Host {
-    dir: tempfile::TempDir,
-    blobs: Arc<Blobs>,
-    metadata: Arc<Metadata>,
-    stop: CancellationToken,
-}
-
-fn cx() -> Ctx {
-    Ctx::background()
-}
-
-impl Host {
-    fn new() -> Option<Self> {
-        if !is_root() {
-            eprintln!("skipped: needs root");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let (blobs, metadata) = (Arc::default(), Arc::default());
-        Some(Self { dir, blobs, metadata, stop: CancellationToken::new() })
-    }
-
-    fn root(&self, instance: &str) -> std::path::PathBuf {
-        self.dir.path().join(instance)
-    }
-
-    async fn start(&self) -> Arc<dyn LayerStore> {
-        let registry = Arc::new(Registry::default());
-        let provide = |name: &str, driver: Arc<dyn StorageDriver>, steps| {
-            let grants = Grants::on_root(self.root(name), steps);
-            registry.provide::<Storage>(name, driver, grants, false).unwrap();
-        };
-        let layers = |name| Arc::new(Layers::open(&self.root(name)).unwrap());
-        let overlay2 = gantry_storage_overlay2::Overlay2::new(layers("overlay2"));
-        provide("overlay2", Arc::new(overlay2), gantry_storage_overlay2::STEPS);
-        let vfs = gantry_storage_vfs::Vfs::new(layers("vfs"));
-        provide("vfs", Arc::new(vfs), gantry_storage_vfs::STEPS);
-        open(Parts {
-            registry,
-            mounts: Arc::new(Mounter),
-            blobs: self.blobs.clone(),
-            metadata: self.metadata.clone(),
-            tasks: Tasks::new("test", &self.stop),
-            default: "overlay2".to_owned(),
-            rules: gantry_storage::Rules::default(),
-        })
-        .await
-        .unwrap()
-    }
-
-    /// A layer whose blob is compressed.
-    fn layer(&self, tar: Tar) -> ChainLayer {
-        let tar = tar.end();
-        let diff_id = Blobs::default().put(tar.clone());
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gzip.write_all(&tar).unwrap();
-        ChainLayer { diff_id, blob: self.blobs.put(gzip.finish().unwrap()) }
-    }
-
-    fn chain(&self) -> Chain {
-        let base = Tar::default().dir("./").dir("d").file("d/a", "base").file("d/gone", "");
-        let top = Tar::default().dir("d").file("d/.wh.gone", "").file("d/b", "top");
-        Chain(vec![self.layer(base), self.layer(top)])
-    }
-}
-
-fn is_root() -> bool {
-    std::fs::read_to_string("/proc/self/status").unwrap().contains("\nUid:\t0\t0\t")
-}
-
-fn names(mount: &MountFd, dir: &str) -> Vec<String> {
-    use std::os::fd::{AsFd, AsRawFd};
-    let path = format!("/proc/self/fd/{}/{dir}", mount.as_fd().as_raw_fd());
-    let entries = std::fs::read_dir(path).unwrap();
-    let mut names: Vec<_> =
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-fn write(mount: &MountFd, file: &str, text: &str) {
-    use std::os::fd::{AsFd, AsRawFd};
-    std::fs::write(format!("/proc/self/fd/{}/{file}", mount.as_fd().as_raw_fd()), text).unwrap();
-}
+use crate::host::{Host, cx, names, write};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn root_a_container_gets_its_image_on_any_instance_and_remembers_it() {
@@ -271,31 +174,4 @@ async fn root_a_chain_of_none_is_an_empty_tree() {
     }
     let instances = store.instances(&cx()).await.unwrap();
     assert_eq!(instances.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["overlay2", "vfs"]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "prints figures; run by hand"]
-async fn what_a_container_layer_costs() {
-    let Some(host) = Host::new() else { return };
-    let store = host.start().await;
-    let chain = host.chain();
-    store.unpack(&cx(), &chain, None, None).await.unwrap();
-    let mut times = [vec![], vec![], vec![]];
-    for n in 0..500 {
-        let start = Instant::now();
-        let key = format!("c{n}");
-        let layer = store.create(&cx(), &key, &chain, None, &Labels::new()).await.unwrap();
-        times[0].push(start.elapsed());
-        let start = Instant::now();
-        drop(store.mount(&cx(), &layer).await.unwrap());
-        times[1].push(start.elapsed());
-        let start = Instant::now();
-        store.remove(&cx(), &layer).await.unwrap();
-        times[2].push(start.elapsed());
-    }
-    for (what, mut times) in ["create", "mount", "remove"].into_iter().zip(times) {
-        times.sort_unstable();
-        println!("{what}: p50 {:?}, p99 {:?}", times[250], times[495]);
-    }
-    assert!(Path::new(&host.root("overlay2")).exists());
 }
