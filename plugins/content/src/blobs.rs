@@ -98,12 +98,15 @@ impl FileBlobs {
     /// did. Only for what nobody relies on, like old partials.
     pub(crate) async fn forgo(&self, item: Item) -> Result<bool> {
         let shared = self.shared.clone();
-        blocking(move || {
-            let gone = collect::carry_out(&shared, &item)?;
-            shared.dirs.empty_trash()?;
-            Ok(gone)
-        })
-        .await
+        let gone = blocking(move || collect::carry_out(&shared, &item)).await?;
+        self.clear().await?;
+        Ok(gone)
+    }
+
+    /// Frees the space of everything that was removed.
+    pub(crate) async fn clear(&self) -> Result<()> {
+        let shared = self.shared.clone();
+        blocking(move || shared.dirs.empty_trash()).await
     }
 
     fn open_here(&self, digest: &Digest) -> Result<Option<File>> {

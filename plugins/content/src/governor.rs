@@ -145,6 +145,7 @@ impl Governor {
         }
         if self.usage()?.used > low {
             self.blobs.collect(cx).await?;
+            self.blobs.clear().await?;
         }
         let left = self.usage()?.above(low);
         if left > 0 {

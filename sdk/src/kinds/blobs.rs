@@ -151,7 +151,7 @@ kind! {
         async fn list(&self, cx: &Ctx) -> Result<Vec<BlobInfo>>;
 
         /// Removes every blob and partial that no [`ContentOwner`] wants and no lease pins. Callers
-        /// that come while one runs share the next one.
+        /// that come while one runs share the next one. Answers before the disk is cleared.
         ///
         /// # Errors
         ///

@@ -36,6 +36,7 @@ async fn what_nobody_wants_and_nothing_pins_goes() {
     drop((lease, active));
     world.blobs.collect(&world.cx).await.unwrap();
     assert!(!world.is_here(&pinned).await);
+    world.blobs.clear().await.unwrap();
     assert_eq!((world.files("ingest"), world.files("trash")), (1, 0));
 }
 
@@ -153,6 +154,7 @@ fn no_record_ever_lacks_its_blob() {
         }
     });
     runtime.block_on(world.blobs.collect(&world.cx)).unwrap();
+    runtime.block_on(world.blobs.clear()).unwrap();
     assert_eq!((world.files("ingest"), world.files("trash")), (0, 0));
 }
 
