@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::context::Ctx;
 use crate::{Labels, Result};
 
-/// The most steps a plan may have.
-pub const MAX_STEPS: usize = 64;
+/// The most steps a plan may have: an overlay, each of whose layers is mounted by a step of its own.
+pub const MAX_STEPS: usize = 512;
 /// The most lower directories of one overlay. Source: Linux, `fs/overlayfs`, `OVL_MAX_STACK`.
 pub const MAX_LOWERS: usize = 500;
 

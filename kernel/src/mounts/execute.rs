@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use gantry_sdk::mounts::{FsKind, Grants, MountPlan, PathRef, Place, Step};
 use gantry_sdk::{Error, ErrorKind, Labels, Result};
@@ -265,37 +265,29 @@ impl<'a> Run<'a> {
         read_only: bool,
         options: &Labels,
     ) -> std::result::Result<Made, Failure> {
-        let context = FsContext::open(options::name(kind))?;
-        let file;
-        let source: PathBuf = match device {
+        let mount = match device {
             Place::Step(index) => match self.made.get(usize::from(*index)) {
                 // The device is open, so its name cannot come to mean another.
-                Some(Made::Device(device)) => device.path().to_owned(),
+                Some(Made::Device(device)) => {
+                    mount_file_system(kind, device.path(), read_only, options)?
+                }
                 _ => {
                     let why = "the device's step made none";
                     return Err(Failure::Own(Error::new(ErrorKind::Internal, why)));
                 }
             },
             Place::Path(path) => {
-                file = self.regular_file(path, true)?;
-                proc_fd(&file)
+                let file = self.regular_file(path, true)?;
+                match mount_file_system(kind, &proc_fd(&file), read_only, options) {
+                    // Linux before 6.12, or a file on a file system without pages to read, as tmpfs.
+                    Err(error) if error.is(Errno::NOTBLK) => {
+                        let device = LoopDevice::attach(&file, true)?;
+                        mount_file_system(kind, device.path(), read_only, options)?
+                    }
+                    answer => answer?,
+                }
             }
         };
-        context.set_string("source", source)?;
-        if read_only {
-            context.set_flag("ro")?;
-        }
-        for (name, value) in options {
-            if value.is_empty() {
-                context.set_flag(name)?;
-            } else {
-                context.set_string(name, value)?;
-            }
-        }
-        context.create()?;
-        let read_only =
-            if read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
-        let mount = context.mount(read_only)?;
         self.map_owners(&mount, false)?;
         Ok(Made::Mount(mount))
     }
@@ -351,6 +343,30 @@ impl<'a> Run<'a> {
 
 fn own(error: std::io::Error) -> Failure {
     Failure::Own(Error::io("examine", "directory", error))
+}
+
+fn mount_file_system(
+    kind: FsKind,
+    source: &Path,
+    read_only: bool,
+    options: &Labels,
+) -> SysResult<OwnedFd> {
+    let context = FsContext::open(options::name(kind))?;
+    context.set_string("source", source)?;
+    if read_only {
+        context.set_flag("ro")?;
+    }
+    for (name, value) in options {
+        if value.is_empty() {
+            context.set_flag(name)?;
+        } else {
+            context.set_string(name, value)?;
+        }
+    }
+    context.create()?;
+    let attributes =
+        if read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+    context.mount(attributes)
 }
 
 fn tmpfs(
