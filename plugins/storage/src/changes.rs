@@ -58,8 +58,7 @@ impl Store {
         let instance = self.instance(Some(&layer.instance))?;
         instance.driver.stat(cx, &layer.key).await?;
         let below = self.mount_chain(cx, &instance, chain).await?;
-        let is_overlay =
-            instance.info.form == LayerForm::OverlayDirectory && instance.info.native_diff;
+        let is_overlay = instance.info.form != LayerForm::MergedTree && instance.info.native_diff;
         let plan = if is_overlay {
             instance.driver.unpack_plan(cx, &layer.key).await?
         } else {

@@ -35,8 +35,9 @@ pub struct StorageInfo {
     /// Whether a layer can be unpacked before its parent is there, and be given it afterwards by
     /// [`StorageDriver::rebase`].
     pub parallel_unpack: bool,
-    /// Whether the directory of an active layer of [`LayerForm::OverlayDirectory`] says what the layer
-    /// changes. Otherwise its tree has to be compared with its parent's.
+    /// Whether the directory of [`StorageDriver::unpack_plan`] says, as an overlay's upper one, what was
+    /// changed in an active layer that was mounted by its plan. Otherwise its tree has to be compared
+    /// with its parent's.
     pub native_diff: bool,
     /// Whether plans can be given [`MountPlan::ids`].
     pub id_maps: bool,

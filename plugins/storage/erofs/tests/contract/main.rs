@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests end by panicking")]
 
 use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use gantry_erofs::{ConvertOptions, convert};
 use gantry_layer_dirs::Layers;
 use gantry_sdk::kinds::storage::{EROFS_LAYER, LayerForm, StorageDriver};
 use gantry_storage_erofs::{Erofs, STEPS};
+use gantry_sys::mount::{FsContext, MountAttrFlags};
 use gantry_testkit::storage::{Fixture, Mover};
 use rustix::fs::{Mode, OFlags};
 
@@ -51,9 +52,24 @@ impl Mover for Images {
         assert_eq!(form, LayerForm::ErofsImage);
         let mut out = Vec::new();
         let options = CreateOptions { source: Source::OverlayUpper, ..CreateOptions::default() };
-        let written = gantry_archive::create(layer, &mut out, &options);
+        let written = match rustix::fs::openat(layer, EROFS_LAYER, OFlags::RDONLY, Mode::empty()) {
+            // A layer that was unpacked, and not one that was written to.
+            Ok(image) => {
+                let mount = mount(&image).map_err(|e| e.to_string())?;
+                gantry_archive::create(mount.as_fd(), &mut out, &options)
+            }
+            Err(_) => gantry_archive::create(layer, &mut out, &options),
+        };
         written.map(|_| out).map_err(|e| format!("{e:?}"))
     }
+}
+
+fn mount(image: &OwnedFd) -> gantry_sys::Result<OwnedFd> {
+    let context = FsContext::open("erofs")?;
+    context.set_string("source", gantry_sys::path::proc_fd(image))?;
+    context.set_flag("ro")?;
+    context.create()?;
+    context.mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
 }
 
 fn driver(root: &Path) -> Arc<dyn StorageDriver> {
@@ -65,3 +81,5 @@ fn fixture() -> Fixture {
 }
 
 gantry_testkit::storage_driver_contract!(fixture);
+
+mod forms;
