@@ -9,8 +9,8 @@
 use std::collections::VecDeque;
 use std::io::{self, BufRead};
 
+use crc32fast::Hasher as Crc;
 use fdeflate::Decompressor;
-use flate2::Crc;
 
 /// The farthest that a match reaches back. Source: RFC 1951, 2.
 pub(crate) const WINDOW: usize = 32 << 10;
@@ -119,7 +119,7 @@ impl<R: BufRead> Gunzip<R> {
             }
         }
         if flags & 2 != 0 {
-            let expected = (crc.sum() & 0xffff).to_le_bytes();
+            let expected = (crc.clone().finalize() & 0xffff).to_le_bytes();
             let found = [self.byte()?, self.byte()?];
             if found != [Some(expected[0]), Some(expected[1])] {
                 return Err(damaged("the checksum of a gzip header is wrong"));
@@ -142,7 +142,7 @@ impl<R: BufRead> Gunzip<R> {
         for _ in 0..4 {
             taken.extend(self.byte()?);
         }
-        let mut expected = member.crc.sum().to_le_bytes().to_vec();
+        let mut expected = member.crc.finalize().to_le_bytes().to_vec();
         // The length modulo 2^32.
         expected.extend_from_slice(&member.bytes.to_le_bytes()[..4]);
         for ahead in 0..=AHEAD {
