@@ -503,6 +503,32 @@ async fn root_images_are_mounted_through_loop_devices_that_go_away() {
 
 /// Runs as root only.
 #[tokio::test]
+async fn root_images_are_mounted_from_files_wherever_these_are() {
+    if !is_root() {
+        return;
+    }
+    // From memory the kernel mounts no file, and a loop device takes its place.
+    let in_memory = Scratch::new("erofs");
+    let on_disk = std::env::temp_dir().join(format!("gantry-test-erofs-{}", std::process::id()));
+    fs::create_dir_all(&on_disk).unwrap();
+    for dir in [in_memory, Scratch(on_disk)] {
+        dir.write("source/file", "x");
+        let (image, source) = (dir.0.join("image"), dir.0.join("source"));
+        let made = Command::new("mkfs.erofs").args([&image, &source]).output();
+        if !made.is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: needs mkfs.erofs");
+            return;
+        }
+        let image = || file_system(FsKind::Erofs, at("image"), true, None);
+        let layers = vec![Place::Step(0), Place::Step(1)];
+        let steps = vec![image(), tmpfs(), overlay(layers, None)];
+        let mount = run(steps, &dir.grants()).await.unwrap();
+        assert_eq!(read(&mount, "file"), "x");
+    }
+}
+
+/// Runs as root only.
+#[tokio::test]
 async fn root_subvolumes_are_made_and_snapshotted() {
     if !is_root() || !Path::new("/dev/loop-control").exists() {
         return;
