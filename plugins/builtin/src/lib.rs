@@ -18,6 +18,9 @@ use gantry_network_null as _;
 use gantry_registry as _;
 use gantry_runtime_oci as _;
 use gantry_storage as _;
+use gantry_storage_btrfs as _;
+use gantry_storage_erofs as _;
+use gantry_storage_fuse_overlayfs as _;
 use gantry_storage_overlay2 as _;
 use gantry_storage_vfs as _;
 use gantry_system as _;
@@ -42,6 +45,9 @@ pub const IDS: &[&str] = &[
     "network.null",
     "registry",
     "runtime.oci",
+    "storage.btrfs",
+    "storage.erofs",
+    "storage.fuse-overlayfs",
     "storage.overlay2",
     "storage.vfs",
     "system",

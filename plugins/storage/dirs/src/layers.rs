@@ -1,12 +1,14 @@
 //! The table of layers and the steps that change it: reserve in memory, act on disk, publish.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use gantry_sdk::{Error, ErrorKind, Result};
+use gantry_sdk::{Error, ErrorKind, Labels, Result};
+use gantry_sys::mount::{project_of, set_project};
 use gantry_sys::path::{Links, open_beneath};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -26,6 +28,10 @@ pub struct Layers {
     pub(crate) trashed: tokio::sync::Notify,
     /// Whether the records were written, or checked, during this boot of the machine.
     pub(crate) same_boot: AtomicBool,
+    /// Whether directories can be limited by project quota.
+    pub(crate) limits: bool,
+    /// The driver's options for this instance.
+    pub(crate) options: Labels,
 }
 
 #[derive(Debug, Default)]
@@ -103,6 +109,17 @@ impl Layers {
         &self.root
     }
 
+    /// The same instance with its driver's options.
+    #[must_use]
+    pub fn with_options(self, options: Labels) -> Self {
+        Self { options, ..self }
+    }
+
+    /// The driver's options for this instance, as configured.
+    pub fn options(&self) -> &Labels {
+        &self.options
+    }
+
     /// The instance's root, open.
     pub fn root_fd(&self) -> BorrowedFd<'_> {
         self.root_fd.as_fd()
@@ -165,9 +182,25 @@ impl Layers {
         max_depth: usize,
         fill: impl FnOnce(&NewLayer<'_>) -> Result<()>,
     ) -> Result<Record> {
+        self.prepare_as(key, parent, false, max_depth, fill)
+    }
+
+    /// As [`prepare`](Self::prepare), for a layer of which nothing survives a power cut if `volatile`.
+    ///
+    /// # Errors
+    ///
+    /// As [`prepare`](Self::prepare).
+    pub fn prepare_as(
+        &self,
+        key: &str,
+        parent: Option<&str>,
+        volatile: bool,
+        max_depth: usize,
+        fill: impl FnOnce(&NewLayer<'_>) -> Result<()>,
+    ) -> Result<Record> {
         let (record, below) = match self.reserve(key, parent, max_depth)? {
             Reserved::Before(record) => return Ok(record),
-            Reserved::Ours(record, below) => (record, below),
+            Reserved::Ours(record, below) => (Record { volatile, ..record }, below),
         };
         let made = self.make(&record, below.as_ref(), fill);
         let mut table = self.table();
@@ -209,7 +242,8 @@ impl Layers {
         let id = table.next_id;
         table.next_id += 1;
         let parent = parent.map(str::to_owned);
-        let record = Record { id, key: key.to_owned(), parent, state: State::Active };
+        let record =
+            Record { id, key: key.to_owned(), parent, state: State::Active, volatile: false };
         Ok(Reserved::Ours(record, below))
     }
 
@@ -312,7 +346,12 @@ impl Layers {
             table.slots.insert(name.to_owned(), Slot::Reserved);
             old
         };
-        let new = Record { key: name.to_owned(), state: State::Committed, ..old.clone() };
+        let new = Record {
+            key: name.to_owned(),
+            state: State::Committed,
+            volatile: false,
+            ..old.clone()
+        };
         let written = self.rewrite(&new);
         let mut table = self.table();
         table.forget(name, None);
@@ -339,10 +378,27 @@ impl Layers {
         rustix::fs::renameat(&self.records, &new, &self.records, &id).map_err(fail("record"))
     }
 
-    /// Overlayfs leaves one empty directory in its scratch; anything else there stays until the
-    /// layer goes.
+    /// Lets a volatile layer be mounted again. Overlayfs leaves a mark in its scratch that says the content
+    /// is worth nothing after a crash of the machine, and then nobody would come to take it away.
+    ///
+    /// # Errors
+    ///
+    /// What the file system reported.
+    pub fn forgive_volatile(&self, record: &Record) -> Result<()> {
+        for mark in ["incompat/volatile", "incompat"] {
+            let mark = format!("{}/work/work/{mark}", record.id);
+            match rustix::fs::unlinkat(&self.dirs, mark, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(errno) => return Err(self.failed("unmark", &record.key)(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Overlayfs leaves one empty directory in its scratch, and a mark if it was volatile; anything else
+    /// there stays until the layer goes.
     fn drop_work(&self, id: u64) {
-        for dir in ["work/work", "work"] {
+        for dir in ["work/work/incompat/volatile", "work/work/incompat", "work/work", "work"] {
             let _ = rustix::fs::unlinkat(&self.dirs, format!("{id}/{dir}"), AtFlags::REMOVEDIR);
         }
     }
@@ -390,13 +446,53 @@ impl Layers {
     /// Puts a directory into the trash. A failure is found again at the next start: it has no record.
     pub(crate) fn discard(&self, id: u64) {
         let id = id.to_string();
-        match rustix::fs::renameat(&self.dirs, &id, &self.trash, &id) {
+        let mut moved = rustix::fs::renameat(&self.dirs, &id, &self.trash, &id);
+        if moved == Err(Errno::XDEV) {
+            // The whole instance is in somebody's project, into which nothing moves from another.
+            self.leave_project(&id);
+            moved = rustix::fs::renameat(&self.dirs, &id, &self.trash, &id);
+        }
+        match moved {
             Ok(()) => self.trashed.notify_one(),
             Err(Errno::NOENT) => {}
+            // Not even a name fits. Whoever removes things then wants the space, and waits for it.
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                if let Err(error) = self.delete(&self.dirs, id.as_bytes()) {
+                    tracing::warn!(root = %self.root.display(), id, %error, "A removed layer is partly on disk until the next start.");
+                }
+                self.trashed.notify_one();
+            }
             Err(error) => {
                 tracing::warn!(root = %self.root.display(), id, %error, "A removed layer stays on disk until the next start.");
             }
         }
+    }
+
+    /// Takes a layer's directory out of its own project, into the one that the trash is in.
+    fn leave_project(&self, id: &str) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(dir) = rustix::fs::openat(&self.dirs, id, flags, Mode::empty()) else { return };
+        let Ok(trash) = rustix::fs::openat(&self.trash, ".", flags, Mode::empty()) else { return };
+        // What goes wrong shows in the rename that follows.
+        let _ = project_of(trash).and_then(|project| set_project(dir, project));
+    }
+
+    /// Whether directories of this file system say of what type their entries are, as overlays need.
+    ///
+    /// # Errors
+    ///
+    /// What the file system reported.
+    pub fn tells_types(&self) -> Result<bool> {
+        let fail = |errno: Errno| Error::io("list", self.root.display(), errno.into());
+        for entry in rustix::fs::Dir::read_from(&self.root_fd).map_err(fail)? {
+            // Its own directories at the least are among them.
+            let is_own = |name: &CStr| [c"l", c"r", c"t"].contains(&name);
+            let entry = entry.map_err(fail)?;
+            if is_own(entry.file_name()) && entry.file_type() == rustix::fs::FileType::Unknown {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Bytes of the files and links in the layer's own directory, and its inodes.

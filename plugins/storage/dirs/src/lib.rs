@@ -26,13 +26,22 @@
 //!
 //! - [`Layers`]: the table of layers, and what can be done with them
 //! - [`Record`]: one layer
+//! - [`Stacks`], [`Trees`]: the two ways of being a driver on such layers
 //! - [`serve`]: a plugin's instances from its configuration
+//! - [`options_of`], [`parse_size`]: options, and limits by project quota
 
 mod layers;
+mod options;
 mod plugin;
 mod record;
 mod recover;
+mod stacks;
+mod subvolumes;
+mod trees;
 
 pub use layers::{Layers, NewLayer};
+pub use options::{SIZE, STORAGE_OPTS, check_options, options_of, parse_size};
 pub use plugin::{InstanceConfig, Instances, serve};
 pub use record::{Record, State};
+pub use stacks::{StackKind, Stacks, Top};
+pub use trees::{TREE_STEPS, TreeKind, Trees};

@@ -1,15 +1,17 @@
 //! A driver's instances: the default one, and those of the plugin's own configuration.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use gantry_sdk::kinds::storage::{Storage, StorageDriver};
 use gantry_sdk::mounts::Grants;
-use gantry_sdk::{Context, Error, Result};
+use gantry_sdk::registry::Kind as _;
+use gantry_sdk::{Context, Error, Labels, Result};
 use serde::Deserialize;
 
 use crate::Layers;
+use crate::options::{check_sizes, options_of};
 
 /// A driver plugin's own section of the configuration.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -25,6 +27,9 @@ pub struct Instances {
 pub struct InstanceConfig {
     /// Where it keeps its layers, absolute.
     pub root: PathBuf,
+    /// Options as in `storage-opts`, without the driver's name, in place of those there.
+    #[serde(default)]
+    pub options: Option<Labels>,
 }
 
 impl Instances {
@@ -52,8 +57,12 @@ impl Instances {
 /// Opens the default instance `name` in the data root and the configured ones, provides each as a
 /// storage driver that may use `steps` in its plans, and starts the tasks that empty their trash.
 ///
+/// Its plugin claims [`STORAGE_OPTS`](crate::STORAGE_OPTS); `sizes` are the driver's options there,
+/// all of which are sizes.
+///
 /// `usable` sees each instance before it is provided and may refuse it with a reason; a refused
-/// default instance is returned as `Some`, a refused configured one is an error.
+/// default instance is returned as `Some`. A configured one that is refused or cannot be opened is
+/// known and down: what refers to it says why, and everything else works.
 ///
 /// # Errors
 ///
@@ -62,6 +71,7 @@ pub async fn serve<D, F>(
     cx: &mut Context,
     name: &'static str,
     steps: &[&'static str],
+    sizes: &[&str],
     make: impl Fn(Arc<Layers>) -> D,
     usable: impl Fn(Arc<Layers>, Grants) -> F,
 ) -> Result<Option<String>>
@@ -70,17 +80,31 @@ where
     F: Future<Output = std::result::Result<(), String>>,
 {
     let mut refused = None;
-    let default = InstanceConfig { root: cx.data_dir(&format!("storage/{name}"))? };
+    let shared = options_of(&cx.config, name)?;
+    let default = InstanceConfig { root: cx.data_dir(&format!("storage/{name}"))?, options: None };
     let configured = Instances::parse(&cx.own_config)?.instances;
     for (instance, config) in std::iter::once((name.to_owned(), default)).chain(configured) {
+        let options = config.options.unwrap_or_else(|| shared.clone());
+        if let Some(why) = check_sizes(&options, sizes).into_iter().next() {
+            return Err(Error::invalid(format!("storage instance {instance}: option {why}")));
+        }
         let root = config.root.clone();
-        let layers = tokio::task::spawn_blocking(move || Layers::open(&root)).await??;
-        let layers = Arc::new(layers);
+        let opened = tokio::task::spawn_blocking(move || Layers::open(&root)).await?;
+        let layers = match opened {
+            Err(error) if instance != name => {
+                put_out_of_service(cx, &instance, &error.chain());
+                continue;
+            }
+            opened => Arc::new(opened?.with_options(options)),
+        };
         let grants = Grants::on_root(&config.root, steps);
         if let Err(why) = usable(layers.clone(), grants.clone()).await {
             if instance != name {
-                return Err(Error::unavailable(format!("storage instance {instance}: {why}")));
+                put_out_of_service(cx, &instance, &why);
+                continue;
             }
+            drop(layers);
+            forget_empty(&config.root);
             refused = Some(why);
             continue;
         }
@@ -88,6 +112,19 @@ where
         cx.provide_driver::<Storage>(&instance, Arc::new(make(layers)), grants)?;
     }
     Ok(refused)
+}
+
+fn put_out_of_service(cx: &Context, instance: &str, why: &str) {
+    tracing::error!(instance, why, "A storage instance cannot be used.");
+    cx.registry.mark_down(Storage::NAME, instance, why);
+}
+
+/// Leaves nothing of an instance that was never used.
+fn forget_empty(root: &Path) {
+    for name in ["l", "r", "t", ""] {
+        // What holds something stays, and so does the root then.
+        let _ = std::fs::remove_dir(root.join(name));
+    }
 }
 
 fn spawn_emptier(cx: &Context, layers: Arc<Layers>) {

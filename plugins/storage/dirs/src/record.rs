@@ -25,6 +25,8 @@ pub struct Record {
     pub parent: Option<String>,
     /// Its state.
     pub state: State,
+    /// Nothing of it needs to survive a power cut, and nothing does.
+    pub volatile: bool,
 }
 
 /// The longest key.
@@ -55,6 +57,7 @@ impl Record {
     /// `1/<state>/<parent>/<key>`: a version, and `/` between, which no key contains.
     pub(crate) fn encode(&self) -> String {
         let state = match self.state {
+            State::Active if self.volatile => 'v',
             State::Active => 'a',
             State::Committed => 'c',
             State::Durable => 'd',
@@ -68,14 +71,15 @@ impl Record {
         let ("1", state, parent, key, None) = (next()?, next()?, next()?, next()?, next()) else {
             return None;
         };
+        let volatile = state == "v";
         let state = match state {
-            "a" => State::Active,
+            "a" | "v" => State::Active,
             "c" => State::Committed,
             "d" => State::Durable,
             _ => return None,
         };
         let parent = (!parent.is_empty()).then(|| parent.to_owned());
-        check_key(key).is_ok().then(|| Self { id, key: key.to_owned(), parent, state })
+        check_key(key).is_ok().then(|| Self { id, key: key.to_owned(), parent, state, volatile })
     }
 }
 
@@ -95,13 +99,14 @@ mod tests {
 
     #[test]
     fn records_survive_the_disk_and_strangers_do_not() {
-        for (parent, state) in [
-            (None, State::Active),
-            (Some("sha256:ab"), State::Committed),
-            (Some(" x"), State::Durable),
+        for (parent, state, volatile) in [
+            (None, State::Active, false),
+            (Some("y"), State::Active, true),
+            (Some("sha256:ab"), State::Committed, false),
+            (Some(" x"), State::Durable, false),
         ] {
             let parent = parent.map(str::to_owned);
-            let record = Record { id: 7, key: "a b:c,\\".to_owned(), parent, state };
+            let record = Record { id: 7, key: "a b:c,\\".to_owned(), parent, state, volatile };
             assert_eq!(Record::decode(7, &record.encode()), Some(record));
         }
         for text in ["", "2/a//k", "1/x//k", "1/a//", "1/a//k/more", "../../etc"] {

@@ -8,15 +8,19 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use gantry_sdk::{Error, ErrorKind, Result};
+use gantry_sdk::{Error, ErrorKind, Labels, Result};
+use gantry_sys::mount::{
+    ProjectLimit, enforces_project_limits, hurry_removed_subvolumes, own_project, set_project_limit,
+};
 use gantry_sys::path::{
-    Durability, Links, NewDirectory, mkdir_all_beneath, open_root, read_file_bounded,
-    remove_tree_beneath, replace,
+    Durability, Links, Mode, NewDirectory, OFlags, mkdir_all_beneath, open_beneath, open_root,
+    read_file_bounded, remove_tree_beneath, replace,
 };
 use rustix::fs::Dir;
 
 use crate::layers::{Layers, Slot, Table};
 use crate::record::{Record, State};
+use crate::subvolumes::remove_content;
 
 /// Changes with every boot. Source: proc_sys_kernel(5).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -41,9 +45,12 @@ impl Layers {
         let table = read_records(&records, root)?;
         let boot = read_file_bounded(Path::new(BOOT_ID), 64).map_err(fail)?;
         let same_boot = read_file_bounded(&root.join("boot"), 64).is_ok_and(|old| old == boot);
+        let limits = enforces_project_limits(&readable).map_err(fail)?;
         let layers = Self {
             root: root.to_owned(),
             root_fd: readable,
+            limits,
+            options: Labels::new(),
             dirs,
             records,
             trash,
@@ -117,13 +124,15 @@ impl Layers {
         Ok(dropped)
     }
 
-    /// Drops the committed layers that a power cut may have damaged. What stands on them stays: the
-    /// layer store makes them again under the same keys.
+    /// Drops the committed layers that a power cut may have damaged, and the volatile ones that it has.
+    /// What stands on committed ones stays: the layer store makes them again under the same keys.
     fn drop_unsynced(&self) -> Result<Vec<String>> {
         let doubtful: Vec<Record> = {
             let table = self.table();
             let records = table.slots.values().filter_map(|slot| match slot {
-                Slot::Ready(record) if record.state == State::Committed => Some(record.clone()),
+                Slot::Ready(record) if record.state == State::Committed || record.volatile => {
+                    Some(record.clone())
+                }
                 _ => None,
             });
             records.collect()
@@ -166,16 +175,42 @@ impl Layers {
     /// The last failure; the rest is deleted all the same.
     pub fn empty_trash(&self) -> Result<()> {
         let mut outcome = Ok(());
+        let mut has_subvolumes = false;
         for name in names(&self.trash, &self.root)? {
-            if let Err(error) =
-                remove_tree_beneath(&self.trash, Path::new(OsStr::from_bytes(&name)))
-            {
-                let name = name.escape_ascii();
-                outcome =
-                    Err(Error::internal(format!("cannot delete removed layer {name}"), error));
+            match self.delete(&self.trash, &name) {
+                Ok(was_subvolume) => has_subvolumes |= was_subvolume,
+                Err(error) => {
+                    let name = name.escape_ascii();
+                    outcome =
+                        Err(Error::internal(format!("cannot delete removed layer {name}"), error));
+                }
             }
         }
+        if has_subvolumes && let Err(error) = hurry_removed_subvolumes(&self.root_fd) {
+            tracing::debug!(%error, "The space of removed layers comes back later.");
+        }
         outcome
+    }
+
+    /// Deletes a layer's directory; says whether its content was a subvolume.
+    pub(crate) fn delete(&self, from: &OwnedFd, name: &[u8]) -> gantry_sys::Result<bool> {
+        let name = Path::new(OsStr::from_bytes(name));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let dir = open_beneath(from, name, flags, Mode::empty(), Links::Refuse);
+        let (mut project, mut was_subvolume) = (None, false);
+        // Something else than a directory has neither a project nor a subvolume.
+        if let Ok(dir) = dir {
+            if self.limits {
+                project = own_project(&dir)?;
+            }
+            was_subvolume = remove_content(dir.as_fd())?;
+        }
+        remove_tree_beneath(from, name)?;
+        if let Some(id) = project {
+            // The id is free when nothing counts on it and no limit is set.
+            set_project_limit(&self.root_fd, id, ProjectLimit::default())?;
+        }
+        Ok(was_subvolume)
     }
 
     /// Apparent bytes of what lies in the trash.

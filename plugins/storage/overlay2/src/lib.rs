@@ -10,9 +10,9 @@
 //!
 //! # Not here
 //!
-//! Records, states, removal and crashes: `gantry-layer-dirs`. Quotas: the `size` option is refused.
+//! Records, states, removal, sizes and crashes: `gantry-layer-dirs`.
 
 mod driver;
 mod plugin;
 
-pub use driver::{Overlay2, STEPS};
+pub use driver::{Overlay2, Overlays, STEPS};

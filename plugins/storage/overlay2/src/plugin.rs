@@ -3,18 +3,25 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use gantry_layer_dirs::{Layers, serve};
-use gantry_sdk::kinds::storage::{Storage, StorageDriver};
+use gantry_layer_dirs::{Layers, SIZE, STORAGE_OPTS, check_options, serve};
+use gantry_sdk::kinds::storage::Storage;
 use gantry_sdk::mounts::{Grants, MountExecutor};
 use gantry_sdk::registry::Kind;
 use gantry_sdk::{
-    Context, Ctx, Descriptor, Init, Labels, Phase, Plugin, Provide, Registration, Result,
+    ConfigKey, Context, Descriptor, Error, Init, Phase, Plugin, Provide, Registration, Result,
 };
 
 use crate::{Overlay2, STEPS};
 
+const NAME: &str = "overlay2";
+
+/// Its options in `storage-opts`, all of which are sizes.
+const SIZES: &[&str] = &[SIZE];
+
 static DESCRIPTOR: Descriptor = Descriptor {
-    provides: &[Provide::new(Storage::NAME, "overlay2")],
+    provides: &[Provide::new(Storage::NAME, NAME)],
+    config: &[ConfigKey::fixed(STORAGE_OPTS)],
+    check_config: |view| check_options(view, NAME, SIZES),
     required: false,
     ..Descriptor::new("storage.overlay2", Phase::Storage)
 };
@@ -31,31 +38,19 @@ impl Plugin for Overlay2Plugin {
             let mounts = mounts.clone();
             async move { probe(layers, &grants, mounts.as_ref()).await.map_err(|e| e.chain()) }
         };
-        match serve(cx, "overlay2", STEPS, Overlay2::new, usable).await? {
+        match serve(cx, NAME, STEPS, SIZES, Overlay2::new, usable).await? {
             None => Ok(Init::Ready),
             Some(why) => Ok(Init::Skipped(format!("overlay mounts do not work: {why}"))),
         }
     }
 }
 
-/// Makes an overlay on two empty layers. Nothing else answers for certain: it depends on the
-/// kernel, on the file system beneath, and on being allowed to.
 async fn probe(layers: Arc<Layers>, grants: &Grants, mounts: &dyn MountExecutor) -> Result<()> {
-    const KEYS: [&str; 3] = ["probe-upper", "probe-lower", "probe-making"];
-    let driver = Overlay2::new(layers);
-    let cx = Ctx::background();
-    for key in KEYS {
-        driver.remove(&cx, key).await?;
+    if !layers.tells_types()? {
+        return Err(Error::unsupported(format!(
+            "the directories of its file system ({}) do not tell types",
+            layers.backing_file_system()
+        )));
     }
-    let outcome = async {
-        driver.prepare(&cx, KEYS[2], None, &Labels::new()).await?;
-        driver.commit(&cx, KEYS[2], KEYS[1]).await?;
-        let plan = driver.prepare(&cx, KEYS[0], Some(KEYS[1]), &Labels::new()).await?;
-        mounts.mount(&cx, &plan, grants).await.map(drop)
-    }
-    .await;
-    for key in KEYS {
-        driver.remove(&cx, key).await?;
-    }
-    outcome
+    Overlay2::new(layers).probe(grants, mounts).await
 }

@@ -15,4 +15,4 @@
 mod driver;
 mod plugin;
 
-pub use driver::{STEPS, Vfs};
+pub use driver::{Copies, STEPS, Vfs};

@@ -42,8 +42,8 @@ pub use quota::{
 pub use rustix::mount::MountAttrFlags;
 pub use shared::{SharedMount, clone_beneath};
 pub use subvolume::{
-    create_subvolume, forget_subvolume_limit, is_btrfs, is_subvolume, limit_subvolume,
-    remove_subvolume, set_subvolume_read_only, snapshot_subvolume, subvolume_id,
+    create_subvolume, forget_subvolume_limit, hurry_removed_subvolumes, is_btrfs, is_subvolume,
+    limit_subvolume, remove_subvolume, set_subvolume_read_only, snapshot_subvolume, subvolume_id,
 };
 pub use tree::{
     MountAttr, Propagation, attach, attach_onto, clone_from_namespace, clone_tree, clone_tree_at,

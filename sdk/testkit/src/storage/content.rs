@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use gantry_sdk::kinds::storage::LayerForm;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 
 use super::{Fixture, exists, path_of};
@@ -34,14 +35,19 @@ pub async fn a_sparse_file_stays_small(f: &mut Fixture) {
     let file = fs::File::open(path_of(&mount).join("sparse")).unwrap();
     let meta = file.metadata().unwrap();
     assert_eq!(meta.len(), TIB);
-    assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+    let stored = gantry_sys::path::usage(fs::File::open(&f.root).unwrap()).unwrap().bytes;
+    assert!(stored < 1 << 20, "{stored} bytes");
+    // EROFS does not know how much of a file is holes.
+    let tells_blocks = f.info().form != LayerForm::ErofsImage;
+    assert!(!tells_blocks || meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
     let mut buf = [0; 4];
     for (at, expected) in [(4096, b"head"), (TIB - 4, b"tail"), (1 << 30, b"\0\0\0\0")] {
         file.read_exact_at(&mut buf, at).unwrap();
         assert_eq!(&buf, expected, "at {at}");
     }
     let zeros = path_of(&mount).join("zeros").metadata().unwrap();
-    assert_eq!((zeros.len(), zeros.blocks()), (8 << 20, 0));
+    assert_eq!(zeros.len(), 8 << 20);
+    assert!(!tells_blocks || zeros.blocks() == 0, "{} blocks", zeros.blocks());
 }
 
 /// Check 33, without a file of 4 GiB (sizes beyond 32 bits are in check 32).

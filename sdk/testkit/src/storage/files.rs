@@ -5,6 +5,8 @@ use std::os::unix::fs::{MetadataExt, symlink};
 
 use gantry_sdk::kinds::storage::LayerState;
 
+use gantry_sdk::kinds::storage::LayerForm;
+
 use super::{Fixture, cx, exists, path_of};
 use crate::archive::Tar;
 
@@ -132,7 +134,9 @@ pub async fn names_like_markers_are_never_misread(f: &mut Fixture) {
     assert!(exists(path_of(&mount).join(".why")) && exists(path_of(&mount).join("d/1")));
     // Written by a container it is a file; in a layer it could not be told from a marker.
     let mount = f.writable("key", Some("base")).await;
-    fs::write(path_of(&mount).join(".wh.f"), "").unwrap();
+    if let Err(refused) = fs::write(path_of(&mount).join(".wh.f"), "") {
+        assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput);
+    }
     assert!(exists(path_of(&mount).join("f")));
 }
 
@@ -190,7 +194,10 @@ pub async fn a_hard_link_to_a_lower_file_has_the_right_content(f: &mut Fixture) 
             fs::hard_link(root.join("d/1"), root.join("h")).unwrap();
         }
         assert_eq!(fs::read_to_string(root.join("h")).unwrap(), "one");
-        assert_eq!(root.join("h").metadata().unwrap().nlink(), 2, "{key}");
+        // fuse-overlayfs counts the names that it has come across so far.
+        let links = root.join("h").metadata().unwrap().nlink();
+        let counts_later = f.info().form == LayerForm::OverlayDirectory && !f.info().native_diff;
+        assert!(links == 2 || (links == 1 && counts_later), "{key}: {links} links");
         fs::write(root.join("h"), "by h").unwrap();
         let (a, b) = (fs::read_to_string(root.join("d/1")), fs::read_to_string(root.join("h")));
         assert_eq!(b.unwrap(), "by h");

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use gantry_sdk::kinds::storage::LayerState;
+use gantry_sdk::kinds::storage::{LayerForm, LayerState};
 
 use super::{Fixture, Place, cx, exists, path_of};
 use crate::archive::Tar;
@@ -51,16 +51,24 @@ async fn out_of(f: &Fixture, what: &str, too_much: Tar) {
     assert!(exists(path_of(&f.open("top").await).join("b")));
 }
 
+fn skip(what: &str) {
+    println!("skipped: the driver's file system cannot be short of {what}");
+}
+
 /// Check 48.
 pub async fn running_out_of_space_is_clean(f: &mut Fixture) {
-    let small = f.on_tmpfs(24 << 20, 0);
+    let Some(small) = f.on_small(24 << 20, 0) else { return skip("space") };
     let large = "x".repeat(48 << 20);
     out_of(&small, "space", Tar::default().file("large", &large)).await;
 }
 
 /// Check 49.
 pub async fn running_out_of_inodes_is_clean(f: &mut Fixture) {
-    let small = f.on_tmpfs(64 << 20, 300);
+    // However many files an image holds, it is one.
+    if f.info().form == LayerForm::ErofsImage {
+        return skip("inodes");
+    }
+    let Some(small) = f.on_small(64 << 20, 300) else { return skip("inodes") };
     let many = (0..1000).fold(Tar::default(), |tar, n| tar.file(&format!("f{n}"), ""));
     out_of(&small, "inodes", many).await;
 }
@@ -182,9 +190,8 @@ pub async fn hostile_archives_stay_inside(f: &mut Fixture) {
 
 /// Check 59.
 pub async fn the_root_may_have_any_name(f: &mut Fixture) {
-    let place = tempfile::tempdir().unwrap();
-    let root = place.path().join("sp ace,com:ma\\back\u{e4}");
-    let odd = f.on(root, Place::Directory(place));
+    let root = f.beside().join("sp ace,com:ma\\back\u{e4}");
+    let odd = f.on(root, Place::Directory(tempfile::tempdir().unwrap()));
     odd.driver.recover(&cx()).await.unwrap();
     odd.layer("base", None, Tar::default().file("a", "")).await;
     odd.layer("top", Some("base"), Tar::default().file("b", "")).await;
