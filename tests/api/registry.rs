@@ -64,7 +64,7 @@ fn an_image_is_pulled_run_pushed_and_pulled_again_by_digest() -> TestResult {
         ] {
             assert!(said.contains(expected), "no {expected:?} in {said}");
         }
-        assert_eq!(daemon.ok(format!("run --rm {name} cat data/changed"))?, "from layer 3\n");
+        assert_eq!(daemon.ok(format!("run --rm {name} cat data/changed"))?, "from layer 3");
         let again = daemon.ok(format!("pull {name}"))?;
         assert!(again.contains(&format!("Status: Image is up to date for {name}")), "{again}");
 
@@ -84,7 +84,7 @@ fn an_image_is_pulled_run_pushed_and_pulled_again_by_digest() -> TestResult {
         daemon.ok(format!("rmi --force {name} {other}"))?;
         ensure!(image(daemon, &name).is_err(), "it is still here");
         daemon.ok(format!("pull {by_digest}"))?;
-        assert_eq!(daemon.ok(format!("run --rm {by_digest} cat data/changed"))?, "from layer 3\n");
+        assert_eq!(daemon.ok(format!("run --rm {by_digest} cat data/changed"))?, "from layer 3");
         Ok(())
     })
 }
@@ -195,7 +195,7 @@ fn a_registry_with_tls_and_a_password() -> TestResult {
             daemon.ok(format!("push {name}"))?;
             daemon.ok(format!("rmi --force {name} busybox"))?;
             daemon.ok(format!("pull {name}"))?;
-            assert_eq!(daemon.ok(format!("run --rm {name} echo in"))?, "in\n");
+            assert_eq!(daemon.ok(format!("run --rm {name} echo in"))?, "in");
             let seen = daemon.ok(format!("manifest inspect {name}"))?;
             assert!(seen.contains("schemaVersion"), "{seen}");
             daemon.ok(format!("logout {server}"))?;
@@ -217,10 +217,11 @@ fn a_registry_with_tls_and_a_password() -> TestResult {
 #[test]
 fn a_mirror_is_asked_first_and_the_registry_where_it_has_nothing() -> TestResult {
     requires!("docker-registry", "skopeo");
-    let config = json!({"kernel-plugins": {"registry": {"registries": {
+    let rules = json!({
         "127.0.0.1:5000": {"mirrors": ["http://127.0.0.1:5001"]},
         "blocked.example": {"blocked": true},
-    }}}});
+    });
+    let config = json!({"kernel-plugins": {"registry": {"config": {"registries": rules}}}});
     daemon_test_with(Setup::config(config), |daemon| {
         let directory = daemon.path("");
         let start = |port| {
@@ -315,7 +316,7 @@ fn several_platforms_of_one_name_are_kept_beside_each_other() -> TestResult {
             let query = if platform.is_empty() {
                 String::new()
             } else {
-                format!("?platform={{\"os\":\"linux\",\"architecture\":\"{platform}\"}}")
+                format!("?platform=%7B%22os%22:%22linux%22,%22architecture%22:%22{platform}%22%7D")
             };
             let answer = daemon.get(&format!("/v1.49/images/{name}/json{query}"))?;
             Ok(answer["Architecture"].as_str().unwrap_or_default().to_owned())
@@ -357,7 +358,7 @@ fn a_client_that_leaves_ends_its_pull_and_the_next_goes_on_from_there() -> TestR
         pull.wait()?;
         let said = daemon.ok(format!("pull {name}"))?;
         assert!(said.contains("Digest: sha256:"), "{said}");
-        assert_eq!(daemon.ok(format!("run --rm {name} echo whole"))?, "whole\n");
+        assert_eq!(daemon.ok(format!("run --rm {name} echo whole"))?, "whole");
         Ok(())
     })
 }
@@ -377,7 +378,7 @@ fn many_pulls_of_one_image_at_once() -> TestResult {
             let ended = pull.wait_with_output()?;
             ensure!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
         }
-        assert_eq!(daemon.ok(format!("run --rm {name} echo whole"))?, "whole\n");
+        assert_eq!(daemon.ok(format!("run --rm {name} echo whole"))?, "whole");
         wait_until("nothing is half fetched", 10, || {
             let left = std::fs::read_dir(daemon.path("data/blobs/ingest"))?.count();
             Ok(left == 0)
@@ -400,7 +401,7 @@ fn a_daemon_killed_while_it_pulls_goes_on_after_its_start() -> TestResult {
             daemon.start_again()?;
         }
         daemon.ok(format!("pull {name}"))?;
-        assert_eq!(daemon.ok(format!("run --rm {name} echo whole"))?, "whole\n");
+        assert_eq!(daemon.ok(format!("run --rm {name} echo whole"))?, "whole");
         Ok(())
     })
 }

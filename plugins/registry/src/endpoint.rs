@@ -132,6 +132,10 @@ impl Endpoint {
             .as_ref()
             .is_some_and(|new| shown.as_ref().is_none_or(|old| old.value != new.value));
         if !is_new {
+            let wants_basic = all.iter().any(|challenge| challenge.scheme == "basic");
+            if renewed.is_none() && wants_basic {
+                return Err(LoginError::NoCredentials(contact.base.clone()).into());
+            }
             return Err(RegistryError::Refused(refusal));
         }
         let reply = self.send(&method, url, &headers, renewed.as_ref(), body).await?;

@@ -20,7 +20,7 @@
 //!
 //! # Rules
 //!
-//! The section `kernel-plugins.registry` has `registries`: an object from `host`, `host/path` or `*` to `mirrors`
+//! `config` of the section `kernel-plugins.registry` has `registries`: an object from `host`, `host/path` or `*` to `mirrors`
 //! (addresses, asked in order before the registry), `insecure`, `blocked` and `ca` (a file of certificates). For each
 //! of these the most specific rule that says something counts.
 //!
