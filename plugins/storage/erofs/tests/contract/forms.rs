@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use gantry_layer_dirs::Layers;
 use gantry_sdk::kinds::storage::{EROFS_LAYER, LayerForm, StorageDriver};
@@ -163,4 +164,41 @@ async fn root_an_image_on_a_file_system_in_memory_is_mounted_by_a_device() {
     let mount = place.writable("rw", Some("base")).await;
     assert_eq!(read(&mount, "a").as_deref(), Some("a"));
     assert_eq!(path_of(&mount).metadata().unwrap().mode() & 0o7777, 0o755);
+}
+
+#[tokio::test]
+#[ignore = "prints figures; run by hand"]
+async fn root_mounting_twenty_layers_of_either_form() {
+    if !can_mount() {
+        return;
+    }
+    let (place, cx) = (Place::new(), Ctx::background());
+    for form in ["images", "directories"] {
+        let name = |n: u32| format!("{form} {n}");
+        for n in 0..20 {
+            let parent = (n > 0).then(|| name(n - 1));
+            if form == "images" {
+                let tar = Tar::default().file(&format!("f{n}"), "x");
+                place.image(&name(n), parent.as_deref(), tar).await;
+                continue;
+            }
+            let mount = place.writable("making", parent.as_deref()).await;
+            fs::write(path_of(&mount).join(format!("f{n}")), "x").unwrap();
+            drop(mount);
+            place.driver.commit(&cx, "making", &name(n)).await.unwrap();
+        }
+        let [mut plans, mut mounts] = [Duration::MAX; 2];
+        place.driver.prepare(&cx, "rw", Some(&name(19)), &Labels::new()).await.unwrap();
+        for _ in 0..50 {
+            let start = Instant::now();
+            let plan = place.driver.plan(&cx, "rw").await.unwrap();
+            plans = plans.min(start.elapsed());
+            let start = Instant::now();
+            let mount = Mounter.mount(&cx, &plan, &place.grants()).await.unwrap();
+            mounts = mounts.min(start.elapsed());
+            assert!(read(&mount, "f0").is_some());
+        }
+        println!("{form}: plan {plans:.0?}, mount {mounts:.0?}");
+        place.driver.remove(&cx, "rw").await.unwrap();
+    }
 }

@@ -11,6 +11,7 @@ use gantry_archive::{
 use gantry_erofs::{ConvertOptions, convert, convert_to_end, inspect, settle_standalone};
 use gantry_testkit::archive::{Header, Tar};
 use gantry_testkit::tree::assert_same;
+use proptest::prelude::*;
 
 use crate::common::{Mounted, can_mount, create, open, with_marks};
 
@@ -248,4 +249,42 @@ fn too_much_is_refused_and_no_image_is_left() {
     let image = create(&dir.path().join("acl"));
     let error = convert(&acl.end()[..], &image, &ConvertOptions::default()).unwrap_err();
     assert!(error.is_bad_archive(), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever bytes are flipped in a good archive: an answer, and never an image that the kernel
+    /// stumbles over.
+    #[test]
+    fn root_flipped_bytes_do_no_harm(flips in prop::collection::vec((0usize..8192, any::<u8>()), 1..6)) {
+        let sparse = [("GNU.sparse.map", &b"0,2,200000,2"[..]), ("GNU.sparse.size", b"300000")];
+        let mut tar = Tar::default()
+            .dir("d").file("d/f", "data").symlink("d/l", "f").hardlink("d/h", "d/f")
+            .pax(&[("path", b"d/long"), ("SCHILY.xattr.user.x", b"v")]).file("x", "y")
+            .pax(&sparse).file("holes", "abcd")
+            .member("dev", b'3', "", b"").file("d/.wh.gone", "")
+            .end();
+        for (at, value) in flips {
+            let at = at % tar.len();
+            tar[at] = value;
+        }
+        // Make the checksums right again, or nothing but the checksum is tested.
+        for block in tar.chunks_exact_mut(512) {
+            if block[257..262] == *b"ustar" {
+                block[148..156].fill(b' ');
+                let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+                block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let converted = convert(&tar[..], &create(&path), &ConvertOptions::default());
+        if converted.is_err() || !can_mount() {
+            return Ok(());
+        }
+        let mount = crate::common::mount(&path);
+        let shown = gantry_testkit::tree::snapshot(&crate::common::path_of(&mount)).unwrap();
+        assert!(shown.contains_key("."));
+    }
 }
