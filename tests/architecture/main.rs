@@ -8,8 +8,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// Libraries that live beside the plugins that use them and are no plugins themselves.
-const DOMAIN_LIBRARIES: [&str; 4] =
-    ["gantry-archive", "gantry-layer-dirs", "gantry-seccomp", "gantry-shim-protocol"];
+const DOMAIN_LIBRARIES: [&str; 5] = [
+    "gantry-archive",
+    "gantry-erofs",
+    "gantry-layer-dirs",
+    "gantry-seccomp",
+    "gantry-shim-protocol",
+];
 
 /// A binary that lives beside the plugin that starts it.
 const SHIM: &str = "gantry-shim";
