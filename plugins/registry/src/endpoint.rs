@@ -13,7 +13,7 @@ use crate::error::RegistryError;
 use crate::http::address::Url;
 use crate::http::body::Body;
 use crate::http::challenge::{Challenge, challenges};
-use crate::http::client::{Call, MAX_BODY, Reply};
+use crate::http::client::{Call, ClientError, MAX_BODY, Reply};
 use crate::login::LoginError;
 use crate::site::Site;
 use crate::token::{self, Key, Purpose, Tokens};
@@ -215,12 +215,8 @@ impl Endpoint {
     }
 }
 
-fn no_answer(
-    method: &Method,
-    url: &Url,
-) -> impl FnOnce(crate::http::client::ClientError) -> RegistryError {
-    let (method, url) = (method.clone(), url.clone());
-    |source| RegistryError::NoAnswer { method, url, source }
+fn no_answer(method: &Method, url: &Url) -> impl FnOnce(ClientError) -> RegistryError {
+    move |source| RegistryError::no_answer(method, url, source)
 }
 
 /// Why `reply`, which is no success, is none.
@@ -228,6 +224,6 @@ pub(crate) async fn refused(reply: Reply) -> RegistryError {
     let url = reply.url.clone();
     match reply.whole(MAX_BODY).await {
         Ok(answer) => RegistryError::Refused(Refusal::of(&answer)),
-        Err(source) => RegistryError::NoAnswer { method: Method::GET, url, source },
+        Err(source) => RegistryError::no_answer(&Method::GET, &url, source),
     }
 }

@@ -22,7 +22,7 @@ pub(crate) enum RegistryError {
         url: Url,
         /// Why.
         #[source]
-        source: ClientError,
+        source: Box<ClientError>,
     },
     /// The answer is no.
     #[error("{0}")]
@@ -64,6 +64,11 @@ fn verb(method: &Method) -> String {
 }
 
 impl RegistryError {
+    /// No answer to a request of `url`.
+    pub(crate) fn no_answer(method: &Method, url: &Url, source: ClientError) -> Self {
+        Self::NoAnswer { method: method.clone(), url: url.clone(), source: Box::new(source) }
+    }
+
     /// An answer of `url` that makes no sense.
     pub(crate) fn nonsense(url: &Url, why: impl Into<String>) -> Self {
         Self::Nonsense { url: url.clone(), why: why.into() }
@@ -94,16 +99,18 @@ impl RegistryError {
     }
 
     /// Whether the conversation broke off.
-    pub(crate) const fn is_broken(&self) -> bool {
-        matches!(self, Self::NoAnswer { source: ClientError::Broken(..), .. })
+    pub(crate) fn is_broken(&self) -> bool {
+        match self {
+            Self::NoAnswer { source, .. } => matches!(**source, ClientError::Broken(..)),
+            _ => false,
+        }
     }
 
     /// How long the registry asks to be left alone.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Refused(refusal) | Self::Login(LoginError::Refused { refusal, .. }) => {
-                refusal.retry_after
-            }
+            Self::Refused(refusal) => refusal.retry_after,
+            Self::Login(LoginError::Refused { refusal, .. }) => refusal.retry_after,
             _ => None,
         }
     }

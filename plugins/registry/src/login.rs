@@ -38,7 +38,7 @@ pub(crate) enum LoginError {
         /// The registry.
         url: Url,
         /// What the token server said.
-        refusal: Refusal,
+        refusal: Box<Refusal>,
     },
     /// The client sent none that would do.
     #[error("Get \"{0}\": no basic auth credentials")]

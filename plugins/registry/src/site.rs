@@ -91,9 +91,8 @@ impl Site {
         let base = Url::new(tls, authority, &format!("{prefix}v2/")).map_err(|e| {
             RegistryError::Local(Error::invalid("invalid registry address").caused_by(e))
         })?;
-        let answer = self.client.get(&base, None).await.map_err(|source| {
-            RegistryError::NoAnswer { method: Method::GET, url: base.clone(), source }
-        })?;
+        let no_answer = |source| RegistryError::no_answer(&Method::GET, &base, source);
+        let answer = self.client.get(&base, None).await.map_err(no_answer)?;
         // Whatever else it says, what is asked for later has its own answer.
         let challenges = match answer.status {
             StatusCode::UNAUTHORIZED => challenges(&answer.headers),

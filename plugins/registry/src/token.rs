@@ -177,7 +177,7 @@ fn service(challenge: &Challenge) -> Option<(&'static str, &str)> {
 fn read(registry: &Url, credentials: &Credentials, answer: &Answer) -> Result<Granted, LoginError> {
     let wrong = |why| LoginError::Token { url: registry.clone(), why };
     if !(answer.status.is_success() || answer.status.is_redirection()) {
-        let refusal = Refusal::of(answer);
+        let refusal = Box::new(Refusal::of(answer));
         return Err(LoginError::Refused { url: registry.clone(), refusal });
     }
     // A parser's message could show a part of a token.

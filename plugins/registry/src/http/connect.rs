@@ -99,26 +99,29 @@ fn in_words(error: std::io::Error) -> std::io::Error {
     error
 }
 
-/// The first address of the host that answers; each has a head start over the next.
+/// The first address of the host that answers; each has a head start over the next, unless it fails.
 async fn tcp(url: &Url) -> Result<TcpStream, ClientError> {
     let failed = |error| ClientError::Connect(url.authority.clone(), error);
     let found = tokio::net::lookup_host((url.host.as_str(), url.port)).await.map_err(failed)?;
-    let mut attempts: FuturesUnordered<_> = alternating(found.take(MAX_ADDRESSES).collect())
-        .into_iter()
-        .zip(0..)
-        .map(|(address, turn)| async move {
-            tokio::time::sleep(HEAD_START * turn).await;
-            TcpStream::connect(address).await
-        })
-        .collect();
+    let mut waiting = alternating(found.take(MAX_ADDRESSES).collect()).into_iter();
+    let mut attempts = FuturesUnordered::new();
+    attempts.extend(waiting.next().map(TcpStream::connect));
     let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-    while let Some(attempt) = attempts.next().await {
-        match attempt {
-            Ok(stream) => {
-                let _ = stream.set_nodelay(true); // slower without, not wrong
-                return Ok(stream);
+    while !attempts.is_empty() {
+        tokio::select! {
+            Some(attempt) = attempts.next() => match attempt {
+                Ok(stream) => {
+                    let _ = stream.set_nodelay(true); // slower without, not wrong
+                    return Ok(stream);
+                }
+                Err(error) => {
+                    last = error;
+                    attempts.extend(waiting.next().map(TcpStream::connect));
+                }
+            },
+            () = tokio::time::sleep(HEAD_START), if waiting.len() > 0 => {
+                attempts.extend(waiting.next().map(TcpStream::connect));
             }
-            Err(error) => last = error,
         }
     }
     Err(failed(last))

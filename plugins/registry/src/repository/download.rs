@@ -186,12 +186,9 @@ impl Remote {
 
     async fn copy(&self, reply: &mut Reply, size: u64, pump: &mut Pump) -> Result<(), Ended> {
         loop {
-            let next = reply.next().await.map_err(|source| RegistryError::NoAnswer {
-                method: Method::GET,
-                url: reply.url.clone(),
-                source,
-            })?;
-            let Some(bytes) = next else { break };
+            let next = reply.next().await;
+            let no_answer = |source| RegistryError::no_answer(&Method::GET, &reply.url, source);
+            let Some(bytes) = next.map_err(no_answer)? else { break };
             if pump.offset() + bytes.len() as u64 > size {
                 let why = format!("more than {size} bytes came");
                 return Err(RegistryError::nonsense(&reply.url, why).into());
@@ -218,11 +215,7 @@ impl Remote {
         let mut call = Call::new(Method::GET, url);
         call.headers.extend(range.map(|range| (RANGE, range)));
         let reply = site.client.follow(&call).await;
-        reply.map_err(|source| RegistryError::NoAnswer {
-            method: Method::GET,
-            url: url.clone(),
-            source,
-        })
+        reply.map_err(|source| RegistryError::no_answer(&Method::GET, url, source))
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) async fn whole(reply: Reply, limit: u64) -> Result<Answer, RegistryEr
     reply
         .whole(usize::try_from(limit).unwrap_or(usize::MAX))
         .await
-        .map_err(|source| RegistryError::NoAnswer { method: Method::GET, url, source })
+        .map_err(|source| RegistryError::no_answer(&Method::GET, &url, source))
 }
 
 /// Compares the bytes with what was asked for, and with what the registry says they are.

@@ -179,8 +179,8 @@ async fn sizes_that_are_lies_are_told_and_nothing_beyond_is_taken() {
         })
         .await;
         let memory = Memory::default();
-        let mut shared = Setup::default();
-        shared.config = json!({"max-download-attempts": 1});
+        let config = json!({"max-download-attempts": 1});
+        let shared = Setup { config, ..Setup::default() };
         let error =
             fetch_by(&shared.shared(), &server, &bytes, &memory, silent()).await.unwrap_err();
         assert!(error.chain().contains(expected), "{expected}: {}", error.chain());
