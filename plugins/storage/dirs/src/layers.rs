@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use gantry_sdk::{Error, ErrorKind, Labels, Result};
 use gantry_sys::mount::{project_of, set_project};
-use gantry_sys::path::{Links, open_beneath};
+use gantry_sys::path::{Links, open_beneath, remove_tree_beneath};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
@@ -362,7 +362,7 @@ impl Layers {
         table.forget(key, old.parent.as_ref());
         table.insert(new.clone());
         drop(table);
-        self.drop_work(new.id);
+        self.drop_work(&old);
         Ok(new)
     }
 
@@ -385,21 +385,23 @@ impl Layers {
     ///
     /// What the file system reported.
     pub fn forgive_volatile(&self, record: &Record) -> Result<()> {
-        for mark in ["incompat/volatile", "incompat"] {
-            let mark = format!("{}/work/work/{mark}", record.id);
-            match rustix::fs::unlinkat(&self.dirs, mark, AtFlags::REMOVEDIR) {
-                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
-                Err(errno) => return Err(self.failed("unmark", &record.key)(errno)),
-            }
-        }
-        Ok(())
+        let marks = format!("{}/work/work/incompat", record.id);
+        remove_tree_beneath(&self.dirs, Path::new(&marks))
+            .map_err(|e| Error::internal(format!("cannot unmark layer {}", record.key), e))
     }
 
-    /// Overlayfs leaves one empty directory in its scratch, and a mark if it was volatile; anything else
+    /// Overlayfs leaves one empty directory in its scratch, and marks if it was volatile; anything else
     /// there stays until the layer goes.
-    fn drop_work(&self, id: u64) {
-        for dir in ["work/work/incompat/volatile", "work/work/incompat", "work/work", "work"] {
-            let _ = rustix::fs::unlinkat(&self.dirs, format!("{id}/{dir}"), AtFlags::REMOVEDIR);
+    fn drop_work(&self, record: &Record) {
+        if record.volatile {
+            let _ = self.forgive_volatile(record);
+        }
+        for dir in ["work/work", "work"] {
+            let _ = rustix::fs::unlinkat(
+                &self.dirs,
+                format!("{}/{dir}", record.id),
+                AtFlags::REMOVEDIR,
+            );
         }
     }
 
