@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use gantry_api::image::OciDescriptor;
 use gantry_sdk::id::Digest;
+use gantry_sdk::kinds::blobs::Lease;
 use gantry_sdk::kinds::layers::{Chain, LayerProgress};
 use gantry_sdk::{Ctx, Error, ErrorKind, Result};
 use jiff::Timestamp;
@@ -129,8 +130,13 @@ impl Store {
         }
         let target = admission.target_record()?;
         let Admission { content, file, names, unpack, progress, .. } = admission;
-        let mut layers = self.same_or_known(cx, &content).await?;
+        // Part of the content may have been here before, and be on its way out.
+        let lease = self.blobs.lease(cx).await?;
+        let config = std::iter::once(&content.config.0).chain(&content.manifest);
+        config.chain(content.layers.iter().map(|l| &l.blob)).for_each(|blob| lease.pin(blob));
+        let mut layers = self.same_or_known(cx, &content, &lease).await?;
         let links = chain(&layers);
+        let hold = self.layers.lease(cx, &links).await?;
         if unpack && !layers.is_empty() {
             self.layers.unpack(cx, &links, None, progress).await?;
             self.measure(cx, &links, &mut layers).await?;
@@ -145,7 +151,7 @@ impl Store {
             last_tagged: None,
             retired: false,
         };
-        self.change(cx, |index| {
+        let admitted = self.change(cx, |index| {
             let mut entry = Entry::new(id.clone(), record, file);
             if let Some(before) = index.get(&id) {
                 keep(&mut entry.record, &before.record);
@@ -172,13 +178,20 @@ impl Store {
                 .cloned()
                 .ok_or_else(|| Error::new(ErrorKind::Internal, format!("image {id} is gone")))?;
             Ok((changes, (entry, renamed)))
-        })
-        .await
+        });
+        let admitted = admitted.await?;
+        self.keep_for_now(hold);
+        Ok(admitted)
     }
 
     /// The layers to record: without a manifest those that are here already, if they are; with one
     /// those that it names.
-    async fn same_or_known(&self, cx: &Ctx, content: &Content) -> Result<Vec<LayerRecord>> {
+    async fn same_or_known(
+        &self,
+        cx: &Ctx,
+        content: &Content,
+        lease: &Lease,
+    ) -> Result<Vec<LayerRecord>> {
         let index = self.index();
         let mut layers = content.layers.clone();
         let Some(before) = index.get(&content.config.0) else { return Ok(layers) };
@@ -187,6 +200,7 @@ impl Store {
         }
         if content.manifest.is_none() {
             for blob in before.record.blobs() {
+                lease.pin(blob);
                 if self.blobs.stat(cx, blob).await.is_err() {
                     return Ok(layers);
                 }
@@ -198,9 +212,6 @@ impl Store {
 
     /// Fills in what each layer takes unpacked: what its stack takes more than the one below.
     async fn measure(&self, cx: &Ctx, chain: &Chain, layers: &mut [LayerRecord]) -> Result<()> {
-        if layers.iter().all(|layer| layer.unpacked > 0) {
-            return Ok(());
-        }
         let (mut stack, mut below) = (Chain::default(), 0);
         for (layer, link) in layers.iter_mut().zip(&chain.0) {
             stack.0.push(link.clone());

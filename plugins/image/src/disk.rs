@@ -117,6 +117,13 @@ fn target_blobs<'a>(
     std::iter::once(&target.digest).chain(&target.indexes).chain(ours)
 }
 
+/// What all images need, also those that only wait for their containers to go.
+pub fn parts_of_all(index: &Index) -> BTreeSet<Part> {
+    let mut parts: BTreeSet<Part> = index.stored().flat_map(|entry| parts_of(entry)).collect();
+    parts.extend(index.targets().flat_map(|t| t.blobs()).cloned().map(Part::Blob));
+    parts
+}
+
 /// How many of several sets hold a part.
 pub fn uses<'a>(sets: impl Iterator<Item = &'a BTreeSet<Part>>) -> BTreeMap<&'a Part, usize> {
     let mut uses = BTreeMap::new();

@@ -8,11 +8,12 @@ use http::StatusCode;
 
 use crate::import::{self, Import};
 use crate::list::{self, Query};
-use crate::load::ingest::{Archive, Sink, with_body};
+use crate::load::ingest::{Archive, with_body};
+use crate::load::sink::Sink;
 use crate::platform::Platform;
 use crate::remove::{self, Options};
 use crate::store::Store;
-use crate::{inspect, load, save};
+use crate::{attestations, inspect, load, save};
 use gantry_sdk::reference::Reference;
 
 /// `POST /images/load`
@@ -22,8 +23,8 @@ use gantry_sdk::reference::Reference;
 pub async fn load(store: Arc<Store>, mut req: Request) -> Result<Response> {
     let wanted = platforms(&req)?;
     let quiet = req.query.bool_or("quiet", true);
-    let lease = store.lease().await;
-    let sink = Sink::new(store.blobs.clone(), store.blobs.lease(&req.ctx()).await?, &req.ctx());
+    let lease = store.blobs.lease(&req.ctx()).await?;
+    let sink = Sink::new(&store, lease.clone(), &req.ctx());
     let body = std::mem::replace(&mut req.body, gantry_sdk::route::empty_body());
     let of_archive = wanted.clone();
     let read = with_body(body, move |reader| {
@@ -91,8 +92,13 @@ pub async fn list(store: Arc<Store>, req: Request) -> Result<Response> {
     if v >= ApiVersion::v1(54) && req.query.bool("identity") && !req.query.bool("manifests") {
         return Err(Error::invalid("conflicting options: identity requires manifests=1"));
     }
-    let shared_size = v >= ApiVersion::v1(42) && req.query.bool("shared-size");
-    let query = Query { all: req.query.bool("all"), filters, shared_size };
+    let query = Query {
+        all: req.query.bool("all"),
+        filters,
+        shared_size: v >= ApiVersion::v1(42) && req.query.bool("shared-size"),
+        manifests: v >= ApiVersion::v1(47) && req.query.bool("manifests"),
+        identity: v >= ApiVersion::v1(54) && req.query.bool("identity"),
+    };
     let images = list::list(&store, &req.ctx(), &query).await?;
     Response::shaped(ObjectKind::ImageList, req.version, &images)
 }
@@ -108,7 +114,8 @@ pub async fn inspect(store: Arc<Store>, req: Request) -> Result<Response> {
             "conflicting options: manifests and platform options cannot both be set",
         ));
     }
-    let image = inspect::inspect(&store, &req.ctx(), req.param("name"), platform.as_ref()).await?;
+    let query = inspect::Query { platform: platform.as_ref(), manifests };
+    let image = inspect::inspect(&store, &req.ctx(), req.param("name"), query).await?;
     Response::shaped(ObjectKind::ImageInspect, req.version, &image)
 }
 
@@ -119,6 +126,27 @@ pub async fn history(store: Arc<Store>, req: Request) -> Result<Response> {
     let platform = platform(&req, ApiVersion::v1(48))?;
     let items = inspect::history(&store.index(), req.param("name"), platform.as_ref())?;
     Response::ok(&items)
+}
+
+/// `GET /images/{name}/attestations`
+///
+/// `200`, with an empty list if there are none; `400`; `404`, also if its index has no image for
+/// the platform.
+pub async fn attestations(store: Arc<Store>, req: Request) -> Result<Response> {
+    let platforms: Vec<&str> = req.query.all("platform").collect();
+    let platform = match platforms.as_slice() {
+        [] | [""] => None,
+        [text] => Some(Platform::parse_json(text)?),
+        _ => return Err(Error::invalid("only one platform value is currently supported")),
+    };
+    let types = req.query.all("type").map(str::trim).filter(|text| !text.is_empty());
+    let query = attestations::Query {
+        platform,
+        types: types.map(str::to_owned).collect(),
+        content: req.query.bool("statement"),
+    };
+    let found = attestations::attestations(&store, &req.ctx(), req.param("name"), &query).await?;
+    Response::ok(&found)
 }
 
 /// `POST /images/{name}/tag`
@@ -149,13 +177,10 @@ pub async fn remove(store: Arc<Store>, req: Request) -> Result<Response> {
             wanted.push(Platform::parse_json(text)?);
         }
     }
-    if wanted.len() > 1 {
-        return Err(Error::invalid("multiple platforms are not supported"));
-    }
     let options = Options { force: req.query.bool("force"), parents: !req.query.bool("noprune") };
     // A client that goes away must not cancel this half-way.
     let cx = Ctx { caller: Some(req.id.clone()), ..Ctx::background() };
-    let done = remove::remove(&store, &cx, name, wanted.first(), options).await?;
+    let done = remove::remove(&store, &cx, name, &wanted, options).await?;
     Response::ok(&done)
 }
 
@@ -172,18 +197,21 @@ pub async fn prune(store: Arc<Store>, req: Request) -> Result<Response> {
 /// `200` with an archive; `404` for a name that means nothing.
 pub async fn save(store: Arc<Store>, req: Request) -> Result<Response> {
     let wanted = platforms(&req)?;
-    let lease = store.lease().await;
-    let index = store.index();
-    let selected = match req.param("name") {
-        "" => save::select(&index, req.query.all("names"), &wanted)?,
-        name => save::select(&index, std::iter::once(name), &wanted)?,
-    };
-    let (sender, response) = Response::stream("application/x-tar");
+    // What is pinned first and then still part of the view is not removed.
     let cx = req.ctx();
+    let lease = store.blobs.lease(&cx).await?;
+    let select = |index: &crate::index::Index| match req.param("name") {
+        "" => save::select(index, req.query.all("names"), &wanted),
+        name => save::select(index, std::iter::once(name), &wanted),
+    };
+    save::pin(&lease, &select(&store.index())?);
+    let selected = select(&store.index())?;
+    save::pin(&lease, &selected);
+    let (sender, response) = Response::stream("application/x-tar");
     store.tasks.clone().spawn("image-save", async move {
         save::save(store.clone(), cx, selected, sender).await;
         drop(lease);
-        store.tidy(&Ctx::background()).await;
+        store.mark_litter();
     });
     Ok(response)
 }
@@ -220,11 +248,9 @@ pub async fn create(store: Arc<Store>, mut req: Request) -> Result<Response> {
         changes: req.query.all("changes").map(str::to_owned).collect(),
         platform,
     };
-    let lease = store.lease().await;
     let body = std::mem::replace(&mut req.body, gantry_sdk::route::empty_body());
     let imported = import::import(&store, &req.ctx(), body, import).await;
-    drop(lease);
-    store.litter(&Ctx::background()).await;
+    store.mark_litter();
     let status = gantry_api::ProgressMessage::status("", imported?.to_string());
     let mut line =
         serde_json::to_vec(&status).map_err(|e| Error::internal("cannot encode the id", e))?;

@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use crate::admit::Admission;
 use crate::changes;
 use crate::config::{HistoryEntry, ImageFile, RootFs};
-use crate::load::ingest::{Sink, with_body};
+use crate::load::ingest::with_body;
+use crate::load::sink::Sink;
 use crate::load::{layer_record, own_content};
 use crate::platform::Platform;
 use crate::store::{Store, check_name};
@@ -68,12 +69,15 @@ pub async fn import(
     changes::apply(&mut file.config, &import.changes)?;
 
     let lease = store.blobs.lease(cx).await?;
-    let sink = Sink::new(store.blobs.clone(), lease.clone(), cx);
-    let (content, file) = with_body(body, move |reader| {
-        let layer = layer_record(sink.stream(reader)?);
+    let sink = Sink::new(store, lease.clone(), cx);
+    let (content, file, _hold) = with_body(body, move |reader| {
+        let coming = sink.layer(reader)?;
+        let mut stored = sink.known(sink.finish(coming)?)?;
+        let hold = stored.hold.take();
+        let layer = layer_record(stored)?;
         file.rootfs =
             RootFs { kind: "layers".to_owned(), diff_ids: vec![layer.diff_id.to_string()] };
-        Ok((own_content(&sink, &file, vec![layer])?, file))
+        Ok((own_content(&sink, &file, vec![layer])?, file, hold))
     })
     .await?;
     let (entry, _) = store.admit(cx, Admission::new(content, file)).await?;

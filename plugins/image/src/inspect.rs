@@ -1,14 +1,27 @@
 //! `GET /images/{name}/json` and `GET /images/{name}/history`.
 
+use std::sync::Arc;
+
 use gantry_api::container::DriverData;
 use gantry_api::image::{ImageHistoryItem, ImageInspect, ImageMetadata, RootFs};
 use gantry_sdk::{Ctx, Error, ErrorKind, Result};
 
 use crate::config::time_of;
+use crate::disk::{Disk, parts_of};
 use crate::index::{Entry, Index};
+use crate::manifests::{self, Users};
 use crate::platform::Platform;
-use crate::record::signed;
+use crate::record::{TargetRecord, signed};
 use crate::store::Store;
+
+/// How to look at an image.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Query<'a> {
+    /// At the one for that platform.
+    pub platform: Option<&'a Platform>,
+    /// At what else is in its index, too.
+    pub manifests: bool,
+}
 
 /// One image in full.
 ///
@@ -19,10 +32,13 @@ pub async fn inspect(
     store: &Store,
     cx: &Ctx,
     name: &str,
-    platform: Option<&Platform>,
+    query: Query<'_>,
 ) -> Result<ImageInspect> {
+    let platform = query.platform;
     let index = store.index();
+    let target = index.find(name)?.1;
     let entry = index.resolve(name, platform)?.clone();
+    let disk = Disk::look(store, cx).await?;
     let (driver, data) = store.layers.chain_details(cx, &entry.record.chain()).await?;
     let file = &entry.file;
     let last_tagged = entry.record.last_tagged.map(|time| time.to_string());
@@ -40,7 +56,7 @@ pub async fn inspect(
         variant: file.variant.clone(),
         os: file.os().to_owned(),
         os_version: file.os_version.clone(),
-        size: entry.record.size(),
+        size: signed(disk.bytes(&parts_of(&entry))),
         graph_driver: Some(DriverData { name: driver, data: Some(data) }),
         root_fs: RootFs {
             kind: "layers".to_owned(),
@@ -49,8 +65,35 @@ pub async fn inspect(
         metadata: last_tagged
             .map(|last_tag_time| ImageMetadata { last_tag_time })
             .unwrap_or_default(),
-        ..ImageInspect::default()
+        descriptor: match platform {
+            None => manifests::descriptor(&entry, target),
+            Some(_) => manifests::manifest_descriptor(&entry, target),
+        },
+        manifests: match query.manifests {
+            true => {
+                let users = users(store, cx, &index, target).await;
+                manifests::summaries(store, &index, &disk, &entry, &users, false)
+            }
+            false => Vec::new(),
+        },
+        identity: target.and_then(|target| manifests::identity_of(store, &target.digest)),
     })
+}
+
+/// Containers by image; those of a source that does not answer are left out.
+async fn users(
+    store: &Store,
+    cx: &Ctx,
+    index: &Index,
+    target: Option<&Arc<TargetRecord>>,
+) -> Users {
+    let mut users = Users::new();
+    for entry in target.into_iter().flat_map(|target| index.images_of(target)) {
+        let of_image = store.users(cx, &entry.id).await.unwrap_or_default();
+        let ids = of_image.into_iter().map(|user| user.container).collect();
+        users.insert(entry.id.clone(), ids);
+    }
+    users
 }
 
 /// The steps that made an image, last first.

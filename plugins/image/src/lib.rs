@@ -10,17 +10,18 @@
 //! - [`record`], [`index`], [`store`]: the truth, the view of it, and what may change it when
 //! - [`admit`]: how content becomes an image
 //! - [`handlers`]: request → one call → response
-//! - [`load`], [`import`] with [`changes`], [`save`]: archives
+//! - [`load`], [`import`] with [`changes`], [`save`]: archives; [`commit`]: from containers
 //! - [`pull`], [`push`] with [`slots`]: registries
-//! - [`list`], [`inspect`]: what is here; [`remove`]: what goes; [`upkeep`]: what goes later
+//! - [`list`], [`inspect`], [`attestations`]: what is here, with [`manifests`] and [`disk`] for
+//!   what of it; [`remove`]: what goes; [`upkeep`]: what goes later
 //! - [`sources`]: rows of `/info` and `/system/df`
 //!
 //! # Invariants
 //!
 //! 1. A record's blobs are on disk before the record is.
 //! 2. A name means one image; taking it over from another image is one commit.
-//! 3. Content is removed only while nothing brings or reads content, and only if no record refers
-//!    to it.
+//! 3. Content is removed only if no record refers to it and no lease keeps it; whoever brings or
+//!    reads content holds a lease, and nobody waits for anybody.
 //! 4. The layers of an image stay as long as a container uses it, whatever was forced.
 //!
 //! # Not here
@@ -43,14 +44,18 @@ use gantry_sdk::{
 };
 
 pub mod admit;
+pub mod attestations;
 pub mod changes;
+pub mod commit;
 pub mod config;
+pub mod disk;
 pub mod handlers;
 pub mod import;
 pub mod index;
 pub mod inspect;
 pub mod list;
 pub mod load;
+pub mod manifests;
 pub mod platform;
 pub mod pull;
 pub mod push;
@@ -89,6 +94,8 @@ static DESCRIPTOR: Descriptor = Descriptor {
     routes: &[
         RouteDecl::new("list", Method::Get, "/images/json"),
         RouteDecl::new("inspect", Method::Get, "/images/{name..}/json"),
+        RouteDecl::new("attestations", Method::Get, "/images/{name..}/attestations")
+            .since(ApiVersion::v1(55)),
         RouteDecl::new("history", Method::Get, "/images/{name..}/history"),
         RouteDecl::new("tag", Method::Post, "/images/{name..}/tag"),
         RouteDecl::new("save-one", Method::Get, "/images/{name..}/get").shaped(Shape::Stream),
@@ -127,6 +134,7 @@ impl Plugin for ImagePlugin {
 
         cx.route("list", &store, handlers::list);
         cx.route("inspect", &store, handlers::inspect);
+        cx.route("attestations", &store, handlers::attestations);
         cx.route("history", &store, handlers::history);
         cx.route("tag", &store, handlers::tag);
         cx.route("save-one", &store, handlers::save);

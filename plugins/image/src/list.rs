@@ -1,17 +1,19 @@
 //! `GET /images/json`, and the images of `/system/df`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gantry_api::image::ImageSummary;
 use gantry_api::{FilterError, Filters};
 use gantry_sdk::id::Digest;
+use gantry_sdk::reference::Reference;
 use gantry_sdk::{Ctx, Error, Result};
 use jiff::Timestamp;
 
+use crate::disk::{Disk, Part, parts_of_line, uses};
 use crate::index::{Entry, Index};
+use crate::manifests::{self, Users};
 use crate::record::signed;
 use crate::store::Store;
-use gantry_sdk::reference::Reference;
 
 /// The filters of the list.
 pub const FILTERS: &[&str] = &["dangling", "label", "before", "since", "reference", "until"];
@@ -25,6 +27,10 @@ pub struct Query {
     pub filters: Filters,
     /// Whether to compute what images share.
     pub shared_size: bool,
+    /// Whether to show what is in their indexes.
+    pub manifests: bool,
+    /// Whether to show with that where images are known from.
+    pub identity: bool,
 }
 
 /// A filter's error as an answer.
@@ -32,23 +38,51 @@ pub fn invalid(error: FilterError) -> Error {
     Error::invalid(error.to_string())
 }
 
-/// The images that `query` asks for, newest first.
+/// The images that `query` asks for, newest first: one line for an image and for those that only
+/// its index names.
+///
+/// # Errors
+///
+/// `InvalidArgument` and `NotFound` for values of filters; those of the blob store.
+pub async fn list(store: &Store, cx: &Ctx, query: &Query) -> Result<Vec<ImageSummary>> {
+    let index = store.index();
+    let disk = Disk::look(store, cx).await?;
+    lines(store, cx, query, &index, &disk).await
+}
+
+/// As [`list`], of a view that the caller has.
 ///
 /// # Errors
 ///
 /// `InvalidArgument` and `NotFound` for values of filters.
-pub async fn list(store: &Store, cx: &Ctx, query: &Query) -> Result<Vec<ImageSummary>> {
-    let index = store.index();
-    let select = Selection::new(&index, query)?;
-    let shared = query.shared_size.then(|| layer_uses(&index));
+pub async fn lines(
+    store: &Store,
+    cx: &Ctx,
+    query: &Query,
+    index: &Index,
+    disk: &Disk,
+) -> Result<Vec<ImageSummary>> {
+    let select = Selection::new(index, query)?;
     let mut found = Vec::new();
-    for entry in index.images() {
+    let all: BTreeMap<&Digest, BTreeSet<Part>> =
+        index.lines().map(|entry| (&entry.id, parts_of_line(index, &entry.id))).collect();
+    let shared = query.shared_size.then(|| uses(all.values()));
+    for entry in index.lines() {
         let Some(mut summary) = select.summary(entry) else { continue };
-        // A source that does not answer costs a figure, not the list.
-        let users = store.users(cx, &entry.id).await;
-        summary.containers = users.map_or(-1, |users| signed(users.len() as u64));
+        let (users, count) = users_of_line(store, cx, index, &entry.id).await;
+        summary.containers = count;
+        let parts = all.get(&entry.id).cloned().unwrap_or_default();
+        summary.size = signed(disk.bytes(&parts));
         if let Some(uses) = &shared {
-            summary.shared_size = shared_bytes(entry, uses);
+            let own = |part: &Part| uses.get(part).is_none_or(|n| *n < 2);
+            let shared = parts.into_iter().filter(|part| !own(part)).collect();
+            summary.shared_size = signed(disk.bytes(&shared));
+        }
+        let target = index.target_of(&entry.id);
+        summary.descriptor = manifests::descriptor(entry, target);
+        if query.manifests {
+            let identity = query.identity;
+            summary.manifests = manifests::summaries(store, index, disk, entry, &users, identity);
         }
         found.push(summary);
     }
@@ -56,31 +90,21 @@ pub async fn list(store: &Store, cx: &Ctx, query: &Query) -> Result<Vec<ImageSum
     Ok(found)
 }
 
-/// How many images have a layer on the same layers, by chain id.
-fn layer_uses(index: &Index) -> BTreeMap<Digest, usize> {
-    let mut uses = BTreeMap::new();
-    for entry in index.images() {
-        for id in entry.record.chain().ids() {
-            *uses.entry(id).or_default() += 1;
+/// The containers that use the images of a line, and how many they are; -1 if a source does not
+/// answer, which costs a figure and not the list.
+async fn users_of_line(store: &Store, cx: &Ctx, index: &Index, id: &Digest) -> (Users, i64) {
+    let (mut users, mut count) = (Users::new(), 0);
+    for entry in index.line(id) {
+        match store.users(cx, &entry.id).await {
+            Ok(of_image) => {
+                count += of_image.len() as u64;
+                let ids = of_image.into_iter().map(|user| user.container).collect();
+                users.insert(entry.id.clone(), ids);
+            }
+            Err(_) => return (users, -1),
         }
     }
-    uses
-}
-
-fn shared_bytes(entry: &Entry, uses: &BTreeMap<Digest, usize>) -> i64 {
-    let ids = entry.record.chain().ids();
-    let shared = ids.iter().zip(&entry.record.layers).filter(|(id, _)| uses.get(id) > Some(&1));
-    signed(shared.map(|(_, layer)| layer.unpacked).sum())
-}
-
-/// Bytes of all layers of images, unpacked, each counted once.
-pub fn layers_size(index: &Index) -> i64 {
-    let mut sizes = BTreeMap::new();
-    for entry in index.images() {
-        let layers = entry.record.layers.iter().map(|layer| layer.unpacked);
-        sizes.extend(entry.record.chain().ids().into_iter().zip(layers));
-    }
-    signed(sizes.values().sum())
+    (users, signed(count))
 }
 
 /// The time that an `until` filter means.

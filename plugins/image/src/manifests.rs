@@ -1,6 +1,7 @@
 //! What of an image is here, as clients show it: `Descriptor`, `Manifests` and `Identity`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use gantry_api::image::{
     ImageIdentity, ManifestAttestationData, ManifestImageData, ManifestSize, ManifestSummary,
@@ -10,8 +11,8 @@ use gantry_sdk::id::Digest;
 
 use crate::disk::Disk;
 use crate::index::{Entry, Index};
-use crate::record::{ManifestKind, ManifestRecord, TargetRecord, signed};
-use crate::save::own_manifest;
+use crate::record::{BlobRecord, ManifestKind, ManifestRecord, TargetRecord, signed};
+use crate::save::own_descriptor;
 use crate::store::Store;
 
 /// Containers by the image they use.
@@ -19,15 +20,18 @@ pub type Users = BTreeMap<Digest, Vec<String>>;
 
 /// The descriptor of what an image is meant by: its target, or the manifest that a saved archive
 /// would have.
-pub fn descriptor(entry: &Entry, target: Option<&TargetRecord>) -> OciDescriptor {
-    target.map_or_else(|| own_manifest(entry).0, |target| target.descriptor.clone())
+pub fn descriptor(entry: &Entry, target: Option<&Arc<TargetRecord>>) -> Option<OciDescriptor> {
+    target.map_or_else(|| own_descriptor(entry), |target| Some(target.descriptor.clone()))
 }
 
 /// The descriptor of one image's manifest within a target.
-pub fn manifest_descriptor(entry: &Entry, target: Option<&TargetRecord>) -> OciDescriptor {
+pub fn manifest_descriptor(
+    entry: &Entry,
+    target: Option<&Arc<TargetRecord>>,
+) -> Option<OciDescriptor> {
     let of_image = |m: &&ManifestRecord| m.image.as_ref() == Some(&entry.id);
     let manifest = target.and_then(|target| target.manifests.iter().find(of_image));
-    manifest.map_or_else(|| own_manifest(entry).0, |manifest| manifest.descriptor.clone())
+    manifest.map_or_else(|| own_descriptor(entry), |manifest| Some(manifest.descriptor.clone()))
 }
 
 /// One item for every manifest of an image's target.
@@ -41,18 +45,17 @@ pub fn summaries(
     users: &Users,
     identity: bool,
 ) -> Vec<ManifestSummary> {
-    let own;
-    let manifests = match index.target_of(&entry.id) {
+    let target = index.target_of(&entry.id);
+    let own = target.is_none().then(|| alone(entry)).flatten();
+    let manifests = match target {
         Some(target) => target.manifests.as_slice(),
-        None => {
-            own = [alone(entry)];
-            &own
-        }
+        None => own.as_slice(),
     };
+    let known_as = target.and_then(|target| identity_of(store, &target.digest));
     let summary = |manifest: &ManifestRecord| {
         let mut summary = summary(index, disk, manifest, users);
         if let Some(image) = summary.image_data.as_mut().filter(|_| identity && manifest.here) {
-            image.identity = identity_of(store, manifest.blobs.iter().map(|blob| &blob.digest));
+            image.identity = known_as.clone().or_else(|| identity_of(store, &manifest.digest));
         }
         summary
     };
@@ -60,21 +63,14 @@ pub fn summaries(
 }
 
 /// An image without a target as if it had one.
-fn alone(entry: &Entry) -> ManifestRecord {
-    let (descriptor, bytes) = own_manifest(entry);
-    drop(bytes);
-    let blobs = std::iter::once((entry.id.clone(), entry.record.config_bytes));
+fn alone(entry: &Entry) -> Option<ManifestRecord> {
+    let mut manifest = ManifestRecord::new(own_descriptor(entry)?).ok()?;
     let layers = entry.record.layers.iter().map(|layer| (layer.blob.clone(), layer.bytes));
-    let blobs = blobs.chain(layers);
-    ManifestRecord {
-        digest: entry.record.manifest.clone().unwrap_or_else(|| entry.id.clone()),
-        descriptor,
-        kind: ManifestKind::Image,
-        about: None,
-        image: Some(entry.id.clone()),
-        here: true,
-        blobs: blobs.map(|(digest, bytes)| crate::record::BlobRecord { digest, bytes }).collect(),
-    }
+    let blobs = std::iter::once((entry.id.clone(), entry.record.config_bytes)).chain(layers);
+    manifest.blobs = blobs.map(|(digest, bytes)| BlobRecord { digest, bytes }).collect();
+    manifest.image = Some(entry.id.clone());
+    manifest.here = true;
+    Some(manifest)
 }
 
 fn summary(
@@ -107,8 +103,7 @@ fn summary(
         }
         .to_owned(),
         image_data,
-        attestation_data: about
-            .map(|about| ManifestAttestationData { about: about.to_string() }),
+        attestation_data: about.map(|about| ManifestAttestationData { about: about.to_string() }),
     }
 }
 
@@ -127,15 +122,9 @@ fn platform(manifest: &ManifestRecord, entry: Option<&Entry>) -> OciPlatform {
     entry.map(of_file).unwrap_or_default()
 }
 
-/// The repositories that are known to have any of `blobs`; None for none.
-pub fn identity_of<'a>(
-    store: &Store,
-    blobs: impl Iterator<Item = &'a Digest>,
-) -> Option<ImageIdentity> {
-    let mut names: Vec<String> = blobs.flat_map(|blob| store.repositories(blob)).collect();
-    names.sort_unstable();
-    names.dedup();
-    let pull: Vec<PullIdentity> =
-        names.into_iter().map(|repository| PullIdentity { repository }).collect();
+/// The repositories that an index or manifest was pulled from or pushed to; None for none.
+pub fn identity_of(store: &Store, digest: &Digest) -> Option<ImageIdentity> {
+    let names = store.repositories(digest).into_iter();
+    let pull: Vec<PullIdentity> = names.map(|repository| PullIdentity { repository }).collect();
     (!pull.is_empty()).then_some(ImageIdentity { pull })
 }

@@ -3,9 +3,9 @@
 //! Fields that came later have defaults: a database of an older version is read as it is.
 
 use gantry_api::image::OciDescriptor;
+use gantry_sdk::Result;
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::layers::{Chain, ChainLayer};
-use gantry_sdk::Result;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 

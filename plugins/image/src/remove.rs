@@ -7,10 +7,16 @@
 //! | a stopped container uses it | – | refused unless forced |
 //! | a running container uses it, or an image was built on it | – | refused |
 //!
+//! An image goes together with those that its line of the list stands for: the images for other
+//! platforms in its index. With platforms, only these go, from every index that has them.
+//!
 //! An image that is forced away from a stopped container is gone for everybody, but its record
 //! stays as long as the container does: so do its layers.
+//!
+//! What is answered is that records are gone. Content follows in the background.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use gantry_api::Filters;
@@ -19,15 +25,16 @@ use gantry_sdk::events::Event;
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::images::ImageUser;
 use gantry_sdk::kinds::metadata::Change;
+use gantry_sdk::reference::{AnyReference, Reference};
 use gantry_sdk::{Ctx, Error, ErrorKind, Result};
 use jiff::Timestamp;
 
+use crate::disk::{Disk, parts_of_all};
 use crate::index::{Entry, Index};
 use crate::list::invalid;
 use crate::platform::Platform;
-use crate::record::IMAGES;
+use crate::record::{IMAGES, TargetRecord};
 use crate::store::{Store, delete_reference, put_image};
-use gantry_sdk::reference::Reference;
 
 /// The filters of a prune.
 pub const PRUNE_FILTERS: &[&str] = &["dangling", "label", "label!", "until"];
@@ -44,41 +51,46 @@ pub struct Options {
 /// What was done, as clients show it.
 type Done = Vec<ImageDeleteResponse>;
 
-/// Removes what `name` means, then the content that nothing needs any more.
+/// Removes what `name` means, or of that what is for `platforms`. Content that nothing needs any
+/// more is removed afterwards, in the background.
 ///
 /// # Errors
 ///
-/// `NotFound`; `Conflict` with what stands against it.
+/// `NotFound`; `Conflict` with what stands against it; `InvalidArgument` for platforms without
+/// force.
 pub async fn remove(
     store: &Store,
     cx: &Ctx,
     name: &str,
-    platform: Option<&Platform>,
+    platforms: &[Platform],
     options: Options,
 ) -> Result<Done> {
-    let done = remove_records(store, cx, name, platform, options).await;
-    store.litter(cx).await;
+    let done = if platforms.is_empty() {
+        remove_records(store, cx, name, options).await
+    } else {
+        remove_platforms(store, cx, name, platforms, options).await
+    };
+    store.mark_litter();
     done
 }
 
-async fn remove_records(
-    store: &Store,
-    cx: &Ctx,
-    name: &str,
-    platform: Option<&Platform>,
-    options: Options,
-) -> Result<Done> {
+async fn remove_records(store: &Store, cx: &Ctx, name: &str, options: Options) -> Result<Done> {
     let index = store.index();
-    let entry = index.resolve(name, platform)?.clone();
+    let entry = index.find(name)?.0.clone();
     let references: Vec<Reference> = index.references(&entry.id).cloned().collect();
-    let users = store.users(cx, &entry.id).await?;
+    let users = users_of_line(store, cx, &index, &entry.id).await?;
     let mut done = Done::new();
 
-    let by_name = !is_id_prefix(&entry.id, name);
-    if by_name {
+    let removed = match AnyReference::parse(name)? {
+        _ if is_id_prefix(&entry.id, name) => None,
+        AnyReference::Named(reference) => Some(reference.stored()),
+        AnyReference::Digest(_) => None,
+    };
+    let removed = removed.filter(|reference| index.meaning(reference).is_some());
+    if let Some(removed) = &removed {
         if !options.force
             && is_single(&references)
-            && let Some(user) = users.first()
+            && let Some(user) = users.iter().flat_map(|(_, users)| users).next()
         {
             return Err(Error::conflict(format!(
                 "conflict: unable to remove repository reference {name:?} (must force) - container \
@@ -87,11 +99,12 @@ async fn remove_records(
                 short(entry.id.hex())
             )));
         }
-        let removed = Reference::parse(name)?.stored();
-        let gone = with_digests(&removed, &references);
+        let gone = with_digests(removed, &references);
         let left = references.iter().any(|r| !gone.contains(r));
+        let targets: Vec<Arc<TargetRecord>> = index.line_targets(&entry.id).cloned().collect();
         untag(store, cx, &entry, &gone, &mut done).await?;
         if left {
+            drop_orphans(store, cx, &targets, &mut done).await?;
             return Ok(done);
         }
     } else if is_single(&references) {
@@ -101,8 +114,127 @@ async fn remove_records(
         }
         untag(store, cx, &entry, &references, &mut done).await?;
     }
-    remove_lineage(store, cx, entry.id.clone(), options, by_name, &mut done).await?;
+    remove_lineage(store, cx, entry.id.clone(), options, removed.is_some(), &mut done).await?;
     Ok(done)
+}
+
+/// Images, each with who uses it.
+type Users = Vec<(Arc<Entry>, Vec<ImageUser>)>;
+
+/// Who uses the images that the line of one stands for.
+async fn users_of_line(store: &Store, cx: &Ctx, index: &Index, id: &Digest) -> Result<Users> {
+    let mut users = Users::new();
+    for entry in index.line(id) {
+        users.push((entry.clone(), store.users(cx, &entry.id).await?));
+    }
+    Ok(users)
+}
+
+/// Removes the images that only removed names led to: those for other platforms in indexes that
+/// have no name any more. What is used stays, without a name.
+async fn drop_orphans(
+    store: &Store,
+    cx: &Ctx,
+    targets: &[Arc<TargetRecord>],
+    done: &mut Done,
+) -> Result<()> {
+    let index = store.index();
+    for target in targets.iter().filter(|target| !index.is_named(&target.digest)) {
+        for entry in index.images_of(target) {
+            let needed = index.references(&entry.id).next().is_some()
+                || index.is_covered(&entry.id)
+                || index.has_children(&entry.id);
+            if !needed && store.users(cx, &entry.id).await?.is_empty() {
+                forget(store, cx, &[(entry.clone(), Vec::new())], done).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes the images for `platforms` from wherever they are.
+async fn remove_platforms(
+    store: &Store,
+    cx: &Ctx,
+    name: &str,
+    platforms: &[Platform],
+    options: Options,
+) -> Result<Done> {
+    if !options.force {
+        return Err(Error::invalid(
+            "Content will be removed from all images referencing this variant. Use --force to \
+             force delete.",
+        ));
+    }
+    let mut done = Done::new();
+    // What the name means is asked once: with its first image it may lose the name itself.
+    let index = store.index();
+    let (entry, target) = index.find(name)?;
+    for platform in platforms {
+        let failed = |error: Error| {
+            error.context(format!("failed to delete platform {platform} for image {name}"))
+        };
+        let same = |entry: &&Arc<Entry>| platform.distance(&entry.platform()) == Some(0);
+        let found = match target {
+            Some(target) => index.images_of(target).find(same),
+            None => Some(entry).filter(same),
+        };
+        let missing = || failed(Error::not_found("there is no image for it"));
+        let found = found.ok_or_else(missing)?;
+        let users = vec![(found.clone(), store.users(cx, &found.id).await?)];
+        let hard = Conflicts { references: false, stopped: false };
+        if let Some(conflict) = conflict(&index, found, &users, hard) {
+            return Err(failed(conflict.into()));
+        }
+        let manifest = target
+            .and_then(|t| t.manifests.iter().find(|m| m.image.as_ref() == Some(&found.id)))
+            .map_or(&found.id, |manifest| &manifest.digest);
+        forget_everywhere(store, cx, found, !users[0].1.is_empty(), &mut done).await?;
+        done.push(ImageDeleteResponse { deleted: manifest.to_string(), ..Default::default() });
+    }
+    Ok(done)
+}
+
+/// Removes an image and the names that mean nothing without it.
+async fn forget_everywhere(
+    store: &Store,
+    cx: &Ctx,
+    entry: &Arc<Entry>,
+    used: bool,
+    done: &mut Done,
+) -> Result<()> {
+    let dead = store
+        .change(cx, |index| {
+            let mut changes = vec![take_out(index, entry, used)?];
+            let dead = index.dead_references();
+            for reference in &dead {
+                index.untag(reference);
+                changes.push(delete_reference(reference));
+            }
+            Ok((changes, dead))
+        })
+        .await?;
+    for reference in dead {
+        store.report("untag", entry, entry.id.to_string());
+        done.push(ImageDeleteResponse { untagged: reference.familiar(), ..Default::default() });
+    }
+    let id = entry.id.as_str();
+    store.events.publish(Event::now("image", "delete", id).with("name", id));
+    Ok(())
+}
+
+/// Takes an image out of the view: its record goes, or is hidden while containers use the image.
+fn take_out(index: &mut Index, entry: &Arc<Entry>, used: bool) -> Result<Change> {
+    if used {
+        let mut hidden = Entry::clone(entry);
+        hidden.record.retired = true;
+        let change = put_image(&hidden)?;
+        index.put(hidden);
+        index.leave_targets(&entry.id);
+        return Ok(change);
+    }
+    index.remove(&entry.id);
+    Ok(Change::delete(IMAGES, entry.id.as_str()))
 }
 
 /// Whether `text` was meant as an id.
@@ -181,26 +313,22 @@ impl From<Conflict> for Error {
     }
 }
 
-fn conflict(
-    index: &Index,
-    entry: &Entry,
-    users: &[ImageUser],
-    which: Conflicts,
-) -> Option<Conflict> {
+fn conflict(index: &Index, entry: &Entry, users: &Users, which: Conflicts) -> Option<Conflict> {
+    let all = || users.iter().flat_map(|(_, users)| users);
     let of = |hard, used, why: String| {
         Some(Conflict { id: short(entry.id.hex()).to_owned(), hard, used, why })
     };
-    if index.has_children(&entry.id) {
+    if users.iter().any(|(entry, _)| index.has_children(&entry.id)) {
         return of(true, false, "image has dependent child images".to_owned());
     }
-    if let Some(user) = users.iter().find(|user| user.running) {
+    if let Some(user) = all().find(|user| user.running) {
         let container = short(&user.container);
         return of(true, true, format!("image is being used by running container {container}"));
     }
     if which.references && index.references(&entry.id).next().is_some() {
         return of(false, false, "image is referenced in multiple repositories".to_owned());
     }
-    match users.iter().find(|user| which.stopped && !user.running) {
+    match all().find(|user| which.stopped && !user.running) {
         Some(user) => {
             let container = short(&user.container);
             of(false, true, format!("image is being used by stopped container {container}"))
@@ -225,7 +353,7 @@ async fn remove_lineage(
     while let Some(id) = next {
         let index = store.index();
         let Some(entry) = index.get(&id).cloned() else { return Ok(()) };
-        let users = store.users(cx, &id).await?;
+        let users = users_of_line(store, cx, &index, &id).await?;
         let soft = Conflicts { references: !force, stopped: !force };
         if let Some(conflict) = conflict(&index, &entry, &users, soft) {
             let nameless = index.references(&id).next().is_none() && !index.has_children(&id);
@@ -236,37 +364,46 @@ async fn remove_lineage(
         }
         let references: Vec<Reference> = index.references(&id).cloned().collect();
         untag(store, cx, &entry, &references, done).await?;
-        forget(store, cx, &entry, !users.is_empty(), done).await?;
+        forget(store, cx, &users, done).await?;
         next = entry.record.parent.clone().filter(|_| options.parents);
         (force, quiet) = (false, true);
     }
     Ok(())
 }
 
-/// Removes an image's record, or hides it while containers use the image.
-async fn forget(store: &Store, cx: &Ctx, entry: &Entry, used: bool, done: &mut Done) -> Result<()> {
-    let id = &entry.id;
+/// Removes the records of images, or hides them while containers use the images.
+async fn forget(
+    store: &Store,
+    cx: &Ctx,
+    images: &[(Arc<Entry>, Vec<ImageUser>)],
+    done: &mut Done,
+) -> Result<()> {
     let freed = store
         .change(cx, |index| {
-            if index.references(id).next().is_some() {
-                return Err(Error::conflict(format!("image {id} has been tagged meanwhile")));
+            let mut changes = Vec::new();
+            for (entry, users) in images {
+                let id = &entry.id;
+                if index.references(id).next().is_some() {
+                    return Err(Error::conflict(format!("image {id} has been tagged meanwhile")));
+                }
+                changes.push(take_out(index, entry, !users.is_empty())?);
             }
-            if used {
-                let mut hidden = entry.clone();
-                hidden.record.retired = true;
-                let change = put_image(&hidden)?;
-                index.put(hidden);
-                return Ok((vec![change], Vec::new()));
-            }
-            index.remove(id);
             let kept: BTreeSet<Digest> = index.chains().iter().flat_map(|c| c.ids()).collect();
-            let ids = entry.record.chain().ids().into_iter().rev();
-            let freed = ids.filter(|chain| !kept.contains(chain)).collect();
-            Ok((vec![Change::delete(IMAGES, id.as_str())], freed))
+            let mut freed: Vec<Digest> = Vec::new();
+            for chain in images.iter().flat_map(|(e, _)| e.record.chain().ids().into_iter().rev()) {
+                if !kept.contains(&chain) && !freed.contains(&chain) {
+                    freed.push(chain);
+                }
+            }
+            Ok((changes, freed))
         })
         .await?;
-    store.events.publish(Event::now("image", "delete", id.as_str()).with("name", id.as_str()));
-    for deleted in std::iter::once(id.clone()).chain(freed) {
+    for (entry, _) in images {
+        let id = entry.id.as_str();
+        store.events.publish(Event::now("image", "delete", id).with("name", id));
+    }
+    let ids = images.iter().map(|(entry, _)| entry.id.clone());
+    for deleted in ids.chain(freed) {
         done.push(ImageDeleteResponse { deleted: deleted.to_string(), ..Default::default() });
     }
     Ok(())
@@ -289,9 +426,9 @@ pub async fn prune(store: &Store, cx: &Ctx, filters: &Filters) -> Result<ImagesP
     let dangling = filters.flag("dangling").map_err(invalid)?.unwrap_or(true);
     let until = until(filters)?;
     let before = store.index();
-    let sizes = layer_sizes(&before);
+    let disk = Disk::look(store, cx).await?;
     let mut deleted = Done::new();
-    for entry in before.images() {
+    for entry in before.lines() {
         if cx.cancelled.is_cancelled() {
             break;
         }
@@ -303,9 +440,9 @@ pub async fn prune(store: &Store, cx: &Ctx, filters: &Filters) -> Result<ImagesP
             deleted.extend(prune_one(store, cx, entry, dangling).await);
         }
     }
-    store.litter(cx).await;
-    let freed = deleted.iter().filter_map(|d| sizes.get(d.deleted.as_str()));
-    let space_reclaimed = freed.sum();
+    store.mark_litter();
+    let (needed, left) = (parts_of_all(&before), parts_of_all(&store.index()));
+    let space_reclaimed = disk.bytes(&needed.difference(&left).cloned().collect());
     store.events.publish(
         Event::now("image", "prune", "").with("reclaimed", u64::to_string(&space_reclaimed)),
     );
@@ -331,16 +468,6 @@ fn until(filters: &Filters) -> Result<Option<Timestamp>> {
     }
 }
 
-/// What each stack of layers adds, by its id.
-fn layer_sizes(index: &Index) -> BTreeMap<String, u64> {
-    let mut sizes = BTreeMap::new();
-    for entry in index.images() {
-        let ids = entry.record.chain().ids().into_iter().map(String::from);
-        sizes.extend(ids.zip(entry.record.layers.iter().map(|layer| layer.unpacked)));
-    }
-    sizes
-}
-
 /// What could be removed of one image; what stands against it is no error of a prune.
 async fn prune_one(store: &Store, cx: &Ctx, entry: &Entry, dangling: bool) -> Done {
     let index = store.index();
@@ -359,7 +486,7 @@ async fn prune_one(store: &Store, cx: &Ctx, entry: &Entry, dangling: bool) -> Do
     let options = Options { force: false, parents: true };
     let mut deleted = Done::new();
     for name in names {
-        match remove_records(store, cx, &name, None, options).await {
+        match remove_records(store, cx, &name, options).await {
             Ok(done) => deleted.extend(done),
             // In use, or gone with another name.
             Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}

@@ -1,7 +1,9 @@
 //! `docker save`: images as an OCI layout with a `manifest.json` beside it.
 //!
-//! Blobs go out as they are stored, so digests and sizes are known before the first byte and
-//! nothing is written to disk on the way.
+//! Blobs go out as they are stored, so digests and sizes are known before the first byte, nothing
+//! is written to disk on the way, and nothing is hashed again.
+
+pub mod select;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -11,103 +13,56 @@ use bytes::Bytes;
 use gantry_api::image::OciDescriptor;
 use gantry_archive::{Entry as Member, Kind, Time, Writer};
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::blobs::BlobStore;
+use gantry_sdk::kinds::blobs::{BlobStore, Lease};
+use gantry_sdk::reference::Reference;
 use gantry_sdk::route::BodySender;
 use gantry_sdk::{Ctx, Error, Result};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::index::{Entry, Index};
-use crate::platform::Platform;
+use crate::index::Entry;
+use crate::pull::manifest::{Document, Manifest};
 use crate::record::signed;
 use crate::store::Store;
-use gantry_sdk::reference::{AnyReference, Reference};
+pub use select::{Selected, select};
 
 /// Media type of manifests.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Bytes handed to the connection at once.
-const CHUNK: usize = 128 << 10;
+const CHUNK: usize = 1 << 20;
 /// Most bytes of a manifest that was kept.
 const MAX_MANIFEST: u64 = 4 << 20;
 
-/// An image to save, and the tags it is saved under.
-#[derive(Clone, Debug)]
-pub struct Selected {
-    /// The image.
-    pub entry: Arc<Entry>,
-    /// Tagged names.
-    pub tags: Vec<Reference>,
-}
-
-/// The images that `names` mean: a repository means all its tags.
-///
-/// # Errors
-///
-/// `InvalidArgument`; `NotFound`, also if an image is for no platform of `wanted`.
-pub fn select<'a>(
-    index: &Index,
-    names: impl Iterator<Item = &'a str>,
-    wanted: &[Platform],
-) -> Result<Vec<Selected>> {
-    let mut selected: BTreeMap<Digest, Selected> = BTreeMap::new();
-    for name in names {
-        for (id, tag) in meant(index, name)? {
-            let missing = || Error::not_found(format!("No such image: {name}"));
-            let entry = index.get(&id).ok_or_else(missing)?.clone();
-            let file = &entry.file;
-            let has = Platform::new(file.os(), &file.architecture, &file.variant);
-            if !wanted.is_empty() && !wanted.iter().any(|w| w.accepts(&has)) {
-                let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
-                return Err(Error::not_found(format!(
-                    "no suitable export target found for platform {}",
-                    wanted.join(", ")
-                )));
-            }
-            let known = selected.entry(id).or_insert_with(|| Selected { entry, tags: Vec::new() });
-            known.tags.extend(tag.filter(|tag| !known.tags.contains(tag)));
+/// Pins everything that will be saved, so that nobody removes it meanwhile.
+pub fn pin(lease: &Lease, selected: &[Selected]) {
+    for item in selected {
+        item.indexes.iter().for_each(|index| lease.pin(index));
+        for image in &item.images {
+            let blobs = std::iter::once(&image.entry.id).chain(image.entry.record.blobs());
+            blobs.chain(&image.manifest).for_each(|blob| lease.pin(blob));
         }
-    }
-    if selected.is_empty() {
-        return Err(Error::invalid("no image names given"));
-    }
-    Ok(selected.into_values().collect())
-}
-
-fn meant(index: &Index, name: &str) -> Result<Vec<(Digest, Option<Reference>)>> {
-    let by_id = || Ok(vec![(index.resolve(name, None)?.id.clone(), None)]);
-    let AnyReference::Named(reference) = AnyReference::parse(name)? else { return by_id() };
-    if reference.is_name_only() {
-        let of_repository: Vec<_> = index
-            .of_repository(&reference)
-            .map(|named| {
-                let tag = Some(named.reference.clone()).filter(|r| !r.is_digested());
-                (named.image.clone(), tag)
-            })
-            .collect();
-        return if of_repository.is_empty() { by_id() } else { Ok(of_repository) };
-    }
-    let stored = reference.stored();
-    match index.named(&stored) {
-        Some(id) => Ok(vec![(id.clone(), Some(stored).filter(|r| !r.is_digested()))]),
-        None if stored.familiar_name() == "sha256" => by_id(),
-        None => Err(Error::not_found("reference does not exist")),
+        for statement in &item.statements {
+            lease.pin(&statement.digest);
+            statement.blobs.iter().for_each(|blob| lease.pin(&blob.digest));
+        }
     }
 }
 
 /// Writes the archive to `sender`; breaks it off if content is missing.
 pub async fn save(store: Arc<Store>, cx: Ctx, selected: Vec<Selected>, sender: BodySender) {
     let blobs = store.blobs.clone();
-    let to_report = selected.clone();
     let out = sender.clone();
+    let (saved, of_work) = (selected.clone(), cx.clone());
     let written = tokio::task::spawn_blocking(move || {
         let out = ToBody { sender: out, buffer: Vec::with_capacity(CHUNK) };
-        Session { blobs, cx, writer: Writer::new(out), done: BTreeSet::new() }.run(&selected)
+        let writer = Writer::new(out);
+        Session { blobs, cx: of_work, writer, done: BTreeSet::new() }.run(&selected)
     });
     match written.await.map_err(Error::from).and_then(|result| result) {
         Ok(()) => {
-            for Selected { entry, .. } in to_report {
-                store.report("save", &entry, entry.id.to_string());
+            for entry in saved.iter().filter_map(|s| Some(&s.images.first()?.entry)) {
+                store.report("save", entry, entry.id.to_string());
             }
         }
         Err(error) => {
@@ -128,26 +83,37 @@ impl Session {
     fn run(mut self, selected: &[Selected]) -> Result<()> {
         self.directory("blobs/")?;
         self.directory("blobs/sha256/")?;
-        let ids: BTreeSet<&Digest> = selected.iter().map(|s| &s.entry.id).collect();
+        let ids: BTreeSet<&Digest> =
+            selected.iter().flat_map(|s| &s.images).map(|image| &image.entry.id).collect();
         let (mut manifests, mut items) = (Vec::new(), Vec::new());
         let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-        for Selected { entry, tags } in selected {
-            for layer in &entry.record.layers {
-                self.blob(&layer.blob, entry)?;
+        for Selected { descriptor, indexes, images, statements, tags } in selected {
+            let mut shown = None;
+            for image in images {
+                let saved = self.image(image)?;
+                shown.get_or_insert((saved, &image.entry));
             }
-            self.blob(&entry.id, entry)?;
-            let descriptor = self.manifest(entry)?;
+            for digest in indexes {
+                self.blob(digest, 0)?;
+            }
+            for statement in statements {
+                statement.blobs.iter().try_for_each(|blob| self.blob(&blob.digest, 0))?;
+                self.blob(&statement.digest, 0)?;
+            }
+            let Some(((own, manifest), entry)) = shown else { continue };
+            let descriptor = descriptor.as_ref().unwrap_or(&own);
             if tags.is_empty() {
-                manifests.push(descriptor.clone());
+                manifests.push(without_name(descriptor));
             }
             for reference in tags {
-                manifests.push(named(&descriptor, reference));
-                if let (Some(tag), Some(top)) = (reference.tag(), entry.record.layers.last()) {
+                manifests.push(named(descriptor, reference));
+                if let (Some(tag), Some(top)) = (reference.tag(), manifest.layers.last()) {
                     let of_name = repositories.entry(reference.familiar_name()).or_default();
-                    of_name.insert(tag.to_owned(), top.blob.hex().to_owned());
+                    let top = top.digest.trim_start_matches("sha256:");
+                    of_name.insert(tag.to_owned(), top.to_owned());
                 }
             }
-            items.push(item(entry, tags, &ids));
+            items.push(item(entry, &manifest, tags, &ids));
         }
         let index = json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -173,43 +139,56 @@ impl Session {
         self.writer.append(&member, &mut &*bytes).map_err(failed)
     }
 
-    /// A blob of the store.
-    fn blob(&mut self, digest: &Digest, entry: &Entry) -> Result<()> {
-        if !self.done.insert(digest.clone()) {
-            return Ok(());
-        }
-        let runtime = tokio::runtime::Handle::current();
-        let mut file = runtime.block_on(self.blobs.open(&self.cx, digest))?;
-        let size = file.metadata().map_err(|e| Error::io("stat", format!("blob {digest}"), e))?;
-        let mut member = Member::new(Kind::File, path(digest), 0o644);
-        member.size = size.len();
-        member.mtime = Time { seconds: entry.created_seconds(), nanos: 0 };
-        self.writer.append(&member, &mut (&mut file as &mut dyn Read)).map_err(failed)
-    }
-
-    /// The manifest it came with, or one of our own; returns its descriptor.
-    fn manifest(&mut self, entry: &Entry) -> Result<OciDescriptor> {
-        let bytes = match &entry.record.manifest {
+    /// Layers, configuration and manifest of an image; the manifest and its descriptor.
+    fn image(&mut self, image: &select::Image) -> Result<(OciDescriptor, Manifest)> {
+        let entry = &image.entry;
+        let bytes = match &image.manifest {
             Some(digest) => {
                 let runtime = tokio::runtime::Handle::current();
                 runtime.block_on(self.blobs.read(&self.cx, digest, MAX_MANIFEST))?
             }
             None => own_manifest(entry).to_string().into_bytes(),
         };
+        let Document::Manifest(manifest) = Document::parse(&bytes)? else {
+            let id = &entry.id;
+            return Err(Error::invalid(format!("the manifest of image {id} is an index")));
+        };
+        let created = entry.created_seconds();
+        for layer in &manifest.layers {
+            self.layer(layer, created)?;
+        }
+        self.blob(&entry.id, created)?;
         let digest = Digest::from_sha256(&Sha256::digest(&bytes).into());
         if self.done.insert(digest.clone()) {
-            self.file(&path(&digest), &bytes)?;
+            self.file(&path(digest.hex()), &bytes)?;
         }
-        let media_type = serde_json::from_slice::<Value>(&bytes)
-            .ok()
-            .and_then(|manifest| manifest["mediaType"].as_str().map(str::to_owned))
-            .unwrap_or_else(|| MANIFEST.to_owned());
-        Ok(OciDescriptor {
-            media_type,
-            digest: digest.to_string(),
-            size: signed(bytes.len() as u64),
-            ..OciDescriptor::default()
-        })
+        Ok((descriptor_of(&digest, &bytes), manifest))
+    }
+
+    /// A layer; one that may not be distributed is left out if it is not here.
+    fn layer(&mut self, layer: &OciDescriptor, created: i64) -> Result<()> {
+        let digest: Digest = layer.digest.parse()?;
+        if crate::pull::manifest::is_foreign(&layer.media_type) {
+            let runtime = tokio::runtime::Handle::current();
+            if runtime.block_on(self.blobs.stat(&self.cx, &digest)).is_err() {
+                return Ok(());
+            }
+        }
+        self.blob(&digest, created)
+    }
+
+    /// A blob of the store.
+    fn blob(&mut self, digest: &Digest, created: i64) -> Result<()> {
+        if !self.done.insert(digest.clone()) {
+            return Ok(());
+        }
+        let runtime = tokio::runtime::Handle::current();
+        let mut file = runtime.block_on(self.blobs.open(&self.cx, digest))?;
+        let size = file.metadata().map_err(|e| Error::io("stat", format!("blob {digest}"), e))?;
+        let mut member = Member::new(Kind::File, path(digest.hex()), 0o644);
+        member.size = size.len();
+        member.mtime = Time { seconds: created, nanos: 0 };
+        self.writer.append(&member, &mut (&mut file as &mut dyn Read)).map_err(failed)
     }
 }
 
@@ -228,29 +207,65 @@ pub fn own_manifest(entry: &Entry) -> Value {
     })
 }
 
+/// The descriptor of that manifest; None for an image that came with one.
+pub fn own_descriptor(entry: &Entry) -> Option<OciDescriptor> {
+    if entry.record.manifest.is_some() {
+        return None;
+    }
+    let bytes = own_manifest(entry).to_string().into_bytes();
+    Some(descriptor_of(&Digest::from_sha256(&Sha256::digest(&bytes).into()), &bytes))
+}
+
+fn descriptor_of(digest: &Digest, bytes: &[u8]) -> OciDescriptor {
+    let media_type = serde_json::from_slice::<Value>(bytes)
+        .ok()
+        .and_then(|manifest| manifest["mediaType"].as_str().map(str::to_owned))
+        .unwrap_or_else(|| MANIFEST.to_owned());
+    OciDescriptor {
+        media_type,
+        digest: digest.to_string(),
+        size: signed(bytes.len() as u64),
+        ..OciDescriptor::default()
+    }
+}
+
+const FULL_NAME: &str = "io.containerd.image.name";
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
 fn named(descriptor: &OciDescriptor, reference: &Reference) -> OciDescriptor {
     let mut named = descriptor.clone();
-    named.annotations.insert("io.containerd.image.name".to_owned(), reference.to_string());
+    named.annotations.insert(FULL_NAME.to_owned(), reference.to_string());
     let tag = reference.tag().unwrap_or_default().to_owned();
-    named.annotations.insert("org.opencontainers.image.ref.name".to_owned(), tag);
+    named.annotations.insert(REF_NAME.to_owned(), tag);
     named
 }
 
+/// A name that the descriptor has from elsewhere was not asked for.
+fn without_name(descriptor: &OciDescriptor) -> OciDescriptor {
+    let mut nameless = descriptor.clone();
+    nameless.annotations.retain(|key, _| key != FULL_NAME && key != REF_NAME);
+    nameless
+}
+
 /// The image's item of `manifest.json`.
-fn item(entry: &Entry, tags: &[Reference], ids: &BTreeSet<&Digest>) -> Value {
-    let layers = &entry.record.layers;
-    let sources: BTreeMap<&Digest, Value> = layers
+fn item(entry: &Entry, manifest: &Manifest, tags: &[Reference], ids: &BTreeSet<&Digest>) -> Value {
+    let hex = |descriptor: &OciDescriptor| path(descriptor.digest.trim_start_matches("sha256:"));
+    let sources: BTreeMap<&str, Value> = entry
+        .file
+        .rootfs
+        .diff_ids
         .iter()
-        .map(|l| {
-            let source = json!({"mediaType": l.media_type, "size": l.bytes, "digest": l.blob});
-            (&l.diff_id, source)
+        .zip(&manifest.layers)
+        .map(|(diff_id, l)| {
+            let source = json!({"mediaType": l.media_type, "size": l.size, "digest": l.digest});
+            (diff_id.as_str(), source)
         })
         .collect();
     let tags: Vec<String> = tags.iter().map(Reference::familiar).collect();
     let mut item = json!({
-        "Config": path(&entry.id),
+        "Config": path(entry.id.hex()),
         "RepoTags": (!tags.is_empty()).then_some(tags),
-        "Layers": layers.iter().map(|l| path(&l.blob)).collect::<Vec<_>>(),
+        "Layers": manifest.layers.iter().map(hex).collect::<Vec<_>>(),
         "LayerSources": sources,
     });
     if let Some(parent) = entry.record.parent.as_ref().filter(|parent| ids.contains(parent)) {
@@ -259,14 +274,13 @@ fn item(entry: &Entry, tags: &[Reference], ids: &BTreeSet<&Digest>) -> Value {
     item
 }
 
-fn path(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
+fn path(hex: &str) -> String {
+    format!("blobs/sha256/{hex}")
 }
 
 fn failed(error: gantry_archive::ArchiveError) -> Error {
     Error::internal("cannot write the archive", error)
 }
-
 /// A response's body as a sink for a blocking thread.
 struct ToBody {
     sender: BodySender,

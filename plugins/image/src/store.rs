@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use gantry_sdk::events::{Event, EventBus};
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::blobs::{BlobStore, ContentOwner, Droppable};
-use gantry_sdk::kinds::images::{Image, ImageStore, ImageUser, ImageUsers};
-use gantry_sdk::kinds::layers::LayerStore;
+use gantry_sdk::kinds::images::{CommitImage, Image, ImageStore, ImageUser, ImageUsers};
+use gantry_sdk::kinds::layers::{Hold, LayerStore};
 use gantry_sdk::kinds::metadata::{Change, MetadataStore};
 use gantry_sdk::registry::Registry;
 use gantry_sdk::tasks::Tasks;
 use gantry_sdk::{Ctx, Error, Result};
 use jiff::Timestamp;
-use tokio::sync::OwnedRwLockReadGuard;
+use tokio::sync::Notify;
 
 use crate::config::{ImageFile, MAX_CONFIG};
 use crate::index::{Entry, Index};
@@ -45,10 +45,15 @@ pub struct Store {
     distribution: RwLock<BTreeMap<Digest, DistributionRecord>>,
     /// Held while records change, so that the view and the database change alike.
     writing: tokio::sync::Mutex<()>,
-    /// Shared by whatever brings or reads content, exclusive for removing what nothing refers to.
-    content: Arc<tokio::sync::RwLock<()>>,
     /// Whether there may be content that nothing refers to.
     litter: AtomicBool,
+    /// Wakes whoever removes it.
+    littered: Notify,
+    /// Held while it is removed.
+    tidying: tokio::sync::Mutex<()>,
+    /// Layers of images that were recorded since the last removal looked: the next one may have
+    /// looked before they were.
+    recent: Mutex<Vec<Hold>>,
     /// Whether a prune runs.
     pub pruning: AtomicBool,
 }
@@ -60,9 +65,6 @@ impl std::fmt::Debug for Store {
             .finish_non_exhaustive()
     }
 }
-
-/// Keeps content from being removed while it is held.
-pub type Lease = OwnedRwLockReadGuard<()>;
 
 /// Where the store keeps things and whom it asks.
 #[derive(Clone)]
@@ -108,8 +110,10 @@ impl Store {
             index: RwLock::new(Arc::new(index)),
             distribution: RwLock::new(distribution.into_iter().collect()),
             writing: tokio::sync::Mutex::default(),
-            content: Arc::default(),
             litter: AtomicBool::new(true),
+            littered: Notify::new(),
+            tidying: tokio::sync::Mutex::default(),
+            recent: Mutex::default(),
             pruning: AtomicBool::new(false),
         })
     }
@@ -143,11 +147,6 @@ impl Store {
         }
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         Ok(value)
-    }
-
-    /// Keeps all content while it is held; waits for a removal that runs.
-    pub async fn lease(&self) -> Lease {
-        self.content.clone().read_owned().await
     }
 
     /// Who uses an image.
@@ -257,16 +256,26 @@ impl Store {
         Ok(())
     }
 
-    /// Remembers that there is something to remove, and removes it unless content is in use; then
-    /// whoever uses it last does.
-    pub async fn litter(&self, cx: &Ctx) {
+    /// Remembers that there may be something to remove, and lets it be removed in the background;
+    /// does not wait for that.
+    pub async fn litter(&self, _: &Ctx) {
         self.mark_litter();
-        self.tidy(cx).await;
     }
 
-    /// Remembers that there may be something to remove.
+    /// As [`litter`](Self::litter).
     pub fn mark_litter(&self) {
         self.litter.store(true, Ordering::SeqCst);
+        self.littered.notify_one();
+    }
+
+    /// Completes when there may be something to remove.
+    pub async fn littered(&self) {
+        self.littered.notified().await;
+    }
+
+    /// Keeps layers until a removal has looked that knows of their image.
+    pub(crate) fn keep_for_now(&self, layers: Hold) {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).push(layers);
     }
 
     /// Whether an image was removed by force while containers used it.
@@ -274,13 +283,13 @@ impl Store {
         self.index().stored().any(|entry| entry.record.retired)
     }
 
-    /// Removes what nothing refers to, if there may be something and no content is in use.
+    /// Removes what nothing refers to, if there may be something. What is being brought or read is
+    /// kept by leases, so this waits for nobody.
     pub async fn tidy(&self, cx: &Ctx) {
-        if !self.litter.load(Ordering::SeqCst) {
+        let _alone = self.tidying.lock().await;
+        if !self.litter.swap(false, Ordering::SeqCst) {
             return;
         }
-        let Ok(_alone) = self.content.try_write() else { return };
-        self.litter.store(false, Ordering::SeqCst);
         if let Err(error) = self.collect(cx).await {
             self.litter.store(true, Ordering::SeqCst);
             tracing::warn!(error = %error.chain(), "Cannot remove unused image content.");
@@ -289,8 +298,13 @@ impl Store {
 
     async fn collect(&self, cx: &Ctx) -> Result<()> {
         self.drop_retired(cx).await?;
-        let index = self.index();
-        self.layers.collect(cx, &index.chains()).await?;
+        // Images recorded before this line are in the view below; the layers of later ones are
+        // held at least until the next time.
+        let recent =
+            std::mem::take(&mut *self.recent.lock().unwrap_or_else(PoisonError::into_inner));
+        let keep = self.index().chains();
+        self.layers.collect(cx, &keep).await?;
+        drop(recent);
         self.forget_distribution(cx).await?;
         self.blobs.collect(cx).await?;
         Ok(())
@@ -438,5 +452,9 @@ impl ImageStore for Store {
     async fn list(&self, _: &Ctx) -> Result<Vec<Image>> {
         let index = self.index();
         Ok(index.images().map(|entry| index.image(entry)).collect())
+    }
+
+    async fn commit(&self, cx: &Ctx, commit: CommitImage) -> Result<Digest> {
+        crate::commit::commit(self, cx, commit).await
     }
 }

@@ -1,4 +1,5 @@
-//! Removes images that were forced away from containers, once the last of these is gone.
+//! Removes what nothing refers to: content of removed images and of failed loads, and images that
+//! were forced away from containers, once the last of these is gone.
 
 use std::sync::Arc;
 
@@ -10,8 +11,8 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 use crate::store::Store;
 
-/// Tidies up now, which also ends what an interrupted daemon has begun, and then after containers
-/// were removed. Ends with the daemon.
+/// Tidies up now, which also ends what an interrupted daemon has begun, and then whenever there may
+/// be something to remove. Ends with the daemon.
 pub async fn upkeep(store: Arc<Store>) {
     let stopping = store.tasks.stopping().clone();
     let mut events = store.events.watch();
@@ -20,14 +21,16 @@ pub async fn upkeep(store: Arc<Store>) {
         if !store.registry.all::<ImageUsers>().is_empty() {
             store.tidy(&Ctx::background()).await;
         }
-        let more = tokio::select! {
-            more = container_removed(&store, &mut events) => more,
-            () = stopping.cancelled() => false,
-        };
-        if !more {
-            return;
+        tokio::select! {
+            removed = container_removed(&store, &mut events) => {
+                if !removed {
+                    return;
+                }
+                store.mark_litter();
+            }
+            () = store.littered() => {}
+            () = stopping.cancelled() => return,
         }
-        store.mark_litter();
     }
 }
 

@@ -124,6 +124,40 @@ pub struct ManifestImageData {
     pub size: ManifestUnpackedSize,
     /// Ids of the containers that use it.
     pub containers: Vec<String>,
+    /// Where it is known from, if asked for (API 1.54).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<ImageIdentity>,
+}
+
+/// Where an image is known from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageIdentity {
+    /// Repositories it was pulled from or pushed to.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pull: Vec<PullIdentity>,
+}
+
+/// A repository an image was pulled from or pushed to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PullIdentity {
+    /// Its canonical name.
+    #[serde(skip_serializing_if = "is_default")]
+    pub repository: String,
+}
+
+/// An item of the answer to `GET /images/{name}/attestations` (API 1.55).
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct AttestationStatement {
+    /// The statement's blob.
+    pub descriptor: OciDescriptor,
+    /// What it states: a URI of the in-toto framework.
+    pub predicate_type: String,
+    /// The statement as it was written, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statement: Option<Box<serde_json::value::RawValue>>,
 }
 
 /// Bytes of an unpacked image.
@@ -196,6 +230,9 @@ pub struct ImageInspect {
     /// What is in its index, if asked for (API 1.48).
     #[serde(skip_serializing_if = "is_default")]
     pub manifests: Vec<ManifestSummary>,
+    /// Where it is known from (API 1.53).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<ImageIdentity>,
 }
 
 /// What a container of an image runs: the image's own configuration.

@@ -1,10 +1,12 @@
 //! The image store, as other plugins use it.
 
+use gantry_api::image::ImageConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::id::Digest;
 use crate::kind;
-use crate::kinds::layers::Chain;
+use crate::kinds::layers::{Chain, ContainerLayer};
+use crate::reference::Reference;
 
 /// An image that a container can be made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,32 @@ pub struct Image {
     pub chain: Chain,
 }
 
+/// An image to be made from a container.
+#[derive(Clone, Debug)]
+pub struct CommitImage {
+    /// The image below the container.
+    pub parent: Digest,
+    /// Its layers.
+    pub chain: Chain,
+    /// What it runs on, `linux/amd64`; used if the image below is gone.
+    pub platform: String,
+    /// The container's writable layer.
+    pub layer: ContainerLayer,
+    /// What a container of the new image runs. `changes` are applied to it, then what it leaves
+    /// open is taken from `container_config`.
+    pub config: ImageConfig,
+    /// Instructions as in a Dockerfile.
+    pub changes: Vec<String>,
+    /// Author.
+    pub author: String,
+    /// Comment.
+    pub comment: String,
+    /// Its name, if any.
+    pub reference: Option<Reference>,
+    /// The container's own configuration.
+    pub container_config: ImageConfig,
+}
+
 /// Who uses an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageUser {
@@ -32,7 +60,7 @@ pub struct ImageUser {
 
 kind! {
     /// Images by reference, id or prefix of an id.
-    pub trait ImageStore: Images = "images" (1, 0), budget None => {
+    pub trait ImageStore: Images = "images" (1, 1), budget None => {
         /// The image that `reference` means: a name with tag or digest, an id, or a unique prefix of
         /// one. `platform` restricts it (`os/arch[/variant]`).
         ///
@@ -43,6 +71,15 @@ kind! {
 
         /// All images, in id order.
         async fn list(&self, cx: &Ctx) -> Result<Vec<Image>>;
+
+        /// Makes an image from what a container changed; returns its id. Nobody stops the container
+        /// from writing meanwhile unless the caller does.
+        ///
+        /// # Errors
+        ///
+        /// `InvalidArgument` for a bad name or instruction; `NotFound` if the container's layer is
+        /// gone; those of the stores.
+        async fn commit(&self, cx: &Ctx, commit: CommitImage) -> Result<Digest>;
     }
 }
 

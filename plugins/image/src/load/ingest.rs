@@ -2,22 +2,23 @@
 //!
 //! Members of image archives are named in files that may come last, so nothing can be known about
 //! a member when it passes. Small ones are kept in memory, large ones go straight to the blob store
-//! while their digests are computed, so that content is written once. What turns out to be of no
-//! use is removed with everything else that no image refers to.
+//! and, if they look like layers, at the same time to the layer store, which unpacks them without
+//! knowing what they belong to. What turns out to be of no use is dropped.
 
-use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf, Bytes};
-use gantry_archive::{ArchiveError, Chunks, Compression, Kind, Limits, Reader};
+use gantry_archive::{ArchiveError, Compression, Kind, Limits, Reader};
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::blobs::{BlobStore, BlobWriter, Lease};
 use gantry_sdk::route::RequestBody;
-use gantry_sdk::{Ctx, Error, ErrorKind, Result};
+use gantry_sdk::{Error, ErrorKind, Result};
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
+
+use super::sink::{Coming, Sink, Stored};
 
 /// Members up to this are kept in memory …
 const SMALL: u64 = 256 << 10;
@@ -31,25 +32,18 @@ const MAX_NAME: usize = 1024;
 const MAX_LINKS: usize = 16;
 /// Frames of the request that may wait.
 const QUEUE: usize = 8;
-
-/// A blob, and what it is when decompressed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    /// Digest of the blob.
-    pub digest: Digest,
-    /// Its bytes.
-    pub bytes: u64,
-    /// How it is compressed.
-    pub compression: Compression,
-    /// Digest of the content when decompressed.
-    pub diff_id: Digest,
-}
+/// Bytes read at once.
+const PIECE: usize = 256 << 10;
+/// Layers whose unpacking may still go on while the next ones are read.
+const MAX_COMING: usize = 2;
 
 /// A member.
 #[derive(Clone, Debug)]
 enum Member {
     Small(Arc<[u8]>),
     Blob(Stored),
+    /// The member of that number, which is a blob as soon as its unpacking has ended.
+    Coming(u64),
     /// Another member, by its path.
     Link(String),
 }
@@ -58,89 +52,14 @@ enum Member {
 #[derive(Debug)]
 pub struct Archive {
     members: BTreeMap<String, Member>,
+    coming: VecDeque<(String, u64, Coming)>,
     sink: Sink,
 }
 
-/// Where blobs go; for blocking threads of a runtime.
-#[derive(Clone)]
-pub struct Sink {
-    blobs: Arc<dyn BlobStore>,
-    /// Keeps what was stored while the sink, or whoever else has it, lives.
-    lease: Lease,
-    cx: Ctx,
-}
-
-impl std::fmt::Debug for Sink {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Sink")
-    }
-}
-
-impl Sink {
-    /// Blobs go to `blobs`, kept by `lease`.
-    pub fn new(blobs: Arc<dyn BlobStore>, lease: Lease, cx: &Ctx) -> Self {
-        Self { blobs, lease, cx: cx.clone() }
-    }
-
-    fn writer(&self) -> Result<Box<dyn BlobWriter>> {
-        tokio::runtime::Handle::current().block_on(self.blobs.writer(&self.cx, &self.lease))
-    }
-
-    /// Stores bytes as they are; `expected` must be their digest.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidArgument` if it is not; those of the blob store.
-    pub fn store(&self, bytes: &[u8], expected: Option<&Digest>) -> Result<Digest> {
-        let mut writer = self.writer()?;
-        writer.write_all(bytes).map_err(|e| Error::io("write", "a blob", e))?;
-        Ok(writer.commit(expected)?.digest)
-    }
-
-    /// Stores a stream as it is and looks at what it is when decompressed.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidArgument` if it is compressed and damaged; those of the blob store.
-    pub fn stream(&self, reader: impl Read + Send) -> Result<Stored> {
-        let mut writer = self.writer()?;
-        let tee = Tee { reader, writer: &mut *writer };
-        let ((), passed) = gantry_archive::decompressed(tee, |_| Ok(())).map_err(refused)?;
-        let info = writer.commit(None)?;
-        let hex = passed.diff_id.strip_prefix("sha256:").unwrap_or(&passed.diff_id);
-        let diff_id = format!("sha256:{hex}").parse()?;
-        Ok(Stored {
-            digest: info.digest,
-            bytes: info.size,
-            compression: passed.compression,
-            diff_id,
-        })
-    }
-
-    /// The blob's content, at most `limit` bytes.
-    fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
-        tokio::runtime::Handle::current().block_on(self.blobs.read(&self.cx, digest, limit))
-    }
-}
-
-/// Copies what is read.
-struct Tee<'a, R> {
-    reader: R,
-    writer: &'a mut dyn BlobWriter,
-}
-
-impl<R: Read> Read for Tee<'_, R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.reader.read(buf)?;
-        self.writer.write_all(&buf[..n])?;
-        Ok(n)
-    }
-}
-
 /// The data of one member as a stream.
-struct Data<'a, 'b>(&'a mut Reader<&'b mut Chunks>);
+struct Data<'a, R>(&'a mut Reader<R>);
 
-impl Read for Data<'_, '_> {
+impl<R: BufRead> Read for Data<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let piece = self.0.fill().map_err(io_error)?;
         let n = piece.len().min(buf.len());
@@ -250,26 +169,37 @@ impl Archive {
     ///
     /// `InvalidArgument` if it is none, is damaged or exceeds a bound; those of the blob store.
     pub fn read(reader: impl Read + Send, sink: Sink) -> Result<Self> {
-        let mut archive = Self { members: BTreeMap::new(), sink };
+        let mut archive = Self { members: BTreeMap::new(), coming: VecDeque::new(), sink };
         let mut failed = None;
-        let outcome = gantry_archive::decompressed(reader, |chunks| {
-            let limits = Limits { entries: MAX_MEMBERS, ..Limits::default() };
-            let mut reader = Reader::new(chunks, limits);
-            archive.take_members(&mut reader, &mut failed)
-        });
+        let (compression, reader) = gantry_archive::detect(reader).map_err(refused)?;
+        // The digest of the whole archive is of no use to anybody.
+        let outcome = if compression == Compression::None {
+            archive.take_members(BufReader::with_capacity(PIECE, reader), &mut failed)
+        } else {
+            gantry_archive::decompressed_with(reader, false, |chunks| {
+                archive.take_members(chunks, &mut failed)
+            })
+            .map(drop)
+        };
         match (failed, outcome) {
-            (Some(error), _) => Err(error),
-            (None, Err(error)) => Err(refused(error)),
-            (None, Ok(_)) => Ok(archive),
+            (Some(error), _) => return Err(error),
+            (None, Err(error)) => return Err(refused(error)),
+            (None, Ok(())) => {}
         }
+        while !archive.coming.is_empty() {
+            archive.finish_one()?;
+        }
+        Ok(archive)
     }
 
     /// `failed` receives errors that are no archive errors.
     fn take_members(
         &mut self,
-        reader: &mut Reader<&mut Chunks>,
+        reader: impl BufRead + Send,
         failed: &mut Option<Error>,
     ) -> gantry_archive::Result<()> {
+        let limits = Limits { entries: MAX_MEMBERS, ..Limits::default() };
+        let mut reader = Reader::new(reader, limits);
         let mut kept = 0;
         while let Some(entry) = reader.next_entry()? {
             if reader.entries() > MAX_MEMBERS {
@@ -284,8 +214,8 @@ impl Archive {
                     kept += entry.size;
                     Member::Small(reader.read_data(SMALL)?.into())
                 }
-                Kind::File => match self.sink.stream(Data(reader)) {
-                    Ok(stored) => Member::Blob(stored),
+                Kind::File => match self.large(&name, reader.entries(), Data(&mut reader)) {
+                    Ok(member) => member,
                     Err(error) => {
                         let what = "a member cannot be stored";
                         *failed = Some(error);
@@ -306,6 +236,28 @@ impl Archive {
                 _ => continue,
             };
             self.members.insert(name, member);
+        }
+        Ok(())
+    }
+
+    /// Stores a member, the `number`th of the archive, while it is unpacked.
+    fn large(&mut self, name: &str, number: u64, data: impl Read + Send) -> Result<Member> {
+        while self.coming.len() >= MAX_COMING {
+            self.finish_one()?;
+        }
+        let coming = self.sink.layer(data)?;
+        self.coming.push_back((name.to_owned(), number, coming));
+        Ok(Member::Coming(number))
+    }
+
+    /// Waits for the unpacking that began first.
+    fn finish_one(&mut self) -> Result<()> {
+        let Some((name, number, coming)) = self.coming.pop_front() else { return Ok(()) };
+        let stored = self.sink.finish(coming)?;
+        if let Some(member @ Member::Coming(_)) = self.members.get_mut(&name)
+            && matches!(member, Member::Coming(n) if *n == number)
+        {
+            *member = Member::Blob(stored);
         }
         Ok(())
     }
@@ -339,28 +291,42 @@ impl Archive {
             Member::Blob(stored) if stored.bytes <= limit => {
                 self.sink.read(&stored.digest, limit).map(Some)
             }
+            Member::Coming(_) | Member::Link(_) => Ok(None),
             Member::Small(_) | Member::Blob(_) => Err(Error::invalid(format!(
                 "invalid archive: {path:.80} is larger than {limit} bytes"
             ))),
-            Member::Link(_) => Ok(None),
         }
     }
 
-    /// The file as a blob; None if there is none of that name.
+    /// The file as a blob that is a layer; None if there is none of that name.
     ///
     /// # Errors
     ///
-    /// Those of [`Sink::stream`].
+    /// Those of [`Sink::known`].
     pub fn blob(&mut self, path: &str) -> Result<Option<Stored>> {
         let Some(at) = self.find(path) else { return Ok(None) };
+        let stored = match &self.members[&at] {
+            Member::Blob(stored) => self.sink.known(stored.clone())?,
+            Member::Small(bytes) => self.sink.stream(&**bytes)?,
+            Member::Coming(_) | Member::Link(_) => return Ok(None),
+        };
+        self.members.insert(at, Member::Blob(stored.clone()));
+        Ok(Some(stored))
+    }
+
+    /// The file in the blob store as it is, whatever it is: its digest and bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of the blob store.
+    pub fn plain_blob(&mut self, path: &str) -> Result<Option<(Digest, u64)>> {
+        let Some(at) = self.find(path) else { return Ok(None) };
         match &self.members[&at] {
-            Member::Blob(stored) => Ok(Some(stored.clone())),
+            Member::Blob(stored) => Ok(Some((stored.digest.clone(), stored.bytes))),
             Member::Small(bytes) => {
-                let stored = self.sink.stream(&**bytes)?;
-                self.members.insert(at, Member::Blob(stored.clone()));
-                Ok(Some(stored))
+                Ok(Some((self.sink.store(bytes, None)?, bytes.len() as u64)))
             }
-            Member::Link(_) => Ok(None),
+            Member::Coming(_) | Member::Link(_) => Ok(None),
         }
     }
 

@@ -95,7 +95,8 @@ fn candidate(archive: &mut Archive, top: &str, tags: Vec<Reference>) -> Result<C
         }
         let path = format!("{id}/layer.tar");
         let missing = || Error::invalid(format!("invalid archive: there is no layer {path}"));
-        diff_ids.push(archive.blob(&path)?.ok_or_else(missing)?.diff_id);
+        let stored = archive.blob(&path)?.ok_or_else(missing)?;
+        diff_ids.push(super::layer_record(stored)?.diff_id);
         layers.push(LayerFile::at(path));
     }
     config.insert("rootfs".into(), json!({"type": "layers", "diff_ids": diff_ids}));

@@ -2,8 +2,8 @@
 //!
 //! | archive | told by | read by |
 //! |---|---|---|
-//! | `docker save` since 1.10, with or without an OCI layout beside | `manifest.json` | [`docker`] |
-//! | OCI image layout | `index.json` | [`oci`] |
+//! | OCI image layout, also as `docker save` writes it | `index.json` | [`oci`] |
+//! | `docker save` since 1.10 | `manifest.json` | [`docker`] |
 //! | `docker save` before 1.10 | `repositories` | [`legacy`] |
 //!
 //! All of them end as [`Candidate`]s: a configuration, layers and names, which are checked against
@@ -14,13 +14,16 @@ pub mod ingest;
 pub mod legacy;
 pub mod oci;
 mod report;
+pub mod sink;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use gantry_api::image::OciDescriptor;
 use gantry_archive::Compression;
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::layers::{Chain, ChainLayer};
+use gantry_sdk::kinds::layers::{Chain, ChainLayer, Hold};
+use gantry_sdk::reference::Reference;
 use gantry_sdk::route::BodySender;
 use gantry_sdk::{Ctx, Error, Result};
 
@@ -28,11 +31,11 @@ use crate::admit::{Admission, Content, Renamed};
 use crate::config::ImageFile;
 use crate::index::Entry;
 use crate::platform::Platform;
-use crate::record::LayerRecord;
+use crate::record::{BlobRecord, LayerRecord, ManifestRecord};
 use crate::store::{Store, check_name};
-use gantry_sdk::reference::Reference;
-use ingest::{Archive, Sink, Stored};
+use ingest::Archive;
 pub use report::Reporter;
+use sink::{Sink, Stored};
 
 /// Most images of one archive.
 pub const MAX_IMAGES: usize = 1024;
@@ -52,6 +55,32 @@ pub struct Candidate {
     pub parent: Option<Digest>,
     /// The manifest it came with.
     pub manifest: Option<Vec<u8>>,
+    /// What its names point at, which other candidates may share.
+    pub target: Option<Arc<Target>>,
+}
+
+/// An index, or a manifest that is in none, as an archive has it.
+#[derive(Debug)]
+pub struct Target {
+    /// What names it.
+    pub descriptor: OciDescriptor,
+    /// Indexes: the target if it is one, and those in it.
+    pub indexes: Vec<(Digest, Vec<u8>)>,
+    /// All manifests of it; none for a target that is a manifest itself.
+    pub manifests: Vec<ManifestRecord>,
+    /// What the archive has of statements: digest of the manifest, its text, and paths of blobs.
+    pub statements: Vec<Statement>,
+}
+
+/// A statement about an image, with everything that belongs to it.
+#[derive(Debug)]
+pub struct Statement {
+    /// Digest of its manifest.
+    pub digest: Digest,
+    /// The manifest.
+    pub manifest: Vec<u8>,
+    /// Its configuration and layers.
+    pub blobs: Vec<LayerFile>,
 }
 
 /// Where a layer is.
@@ -61,12 +90,14 @@ pub struct LayerFile {
     pub path: String,
     /// What its digest must be, if the archive says so.
     pub blob: Option<Digest>,
+    /// Media type, if the archive says so.
+    pub media_type: Option<String>,
 }
 
 impl LayerFile {
     /// At `path`, of any digest.
     pub fn at(path: String) -> Self {
-        Self { path, blob: None }
+        Self { path, blob: None, media_type: None }
     }
 }
 
@@ -85,10 +116,22 @@ pub fn decode<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T> {
 ///
 /// `InvalidArgument` with what is wrong or missing.
 pub fn candidates(archive: &mut Archive, wanted: &[Platform]) -> Result<Vec<Candidate>> {
-    if let Some(found) = docker::candidates(archive)? {
+    let listed = docker::candidates(archive)?;
+    if let Some(mut found) = oci::candidates(archive, wanted)? {
+        // The layout beside a list may lack what the list says.
+        for candidate in listed.into_iter().flatten() {
+            if let Some(known) = found.iter_mut().find(|known| known.config == candidate.config) {
+                let new = candidate.tags.into_iter().filter(|tag| !known.tags.contains(tag));
+                let new: Vec<Reference> = new.collect();
+                known.tags.extend(new);
+                known.parent = known.parent.take().or(candidate.parent);
+            } else if wanted.is_empty() {
+                found.push(candidate);
+            }
+        }
         return Ok(found);
     }
-    if let Some(found) = oci::candidates(archive, wanted)? {
+    if let Some(found) = listed {
         return Ok(found);
     }
     legacy::candidates(archive)?.ok_or_else(|| {
@@ -100,7 +143,8 @@ pub fn candidates(archive: &mut Archive, wanted: &[Platform]) -> Result<Vec<Cand
 ///
 /// # Errors
 ///
-/// The first that occurs; the images before it stay.
+/// The first that occurs; the images before it stay. `NotFound` if there is none for a platform of
+/// `wanted`.
 pub async fn admit_all(
     store: &Store,
     cx: &Ctx,
@@ -124,9 +168,13 @@ pub async fn admit_all(
             continue;
         }
         candidate.parent = candidate.parent.filter(|parent| ids.contains(parent));
-        let reporter = (!quiet).then(|| Reporter::new(sender.clone()));
         let tags = candidate.tags.clone();
-        let (entry, renamed, back) = admit(store, cx, archive, candidate, file, reporter).await?;
+        let work = Work {
+            // What does not run here is unpacked if somebody wants to run it nevertheless.
+            unpack: !wanted.is_empty() || Platform::host().accepts(&platform),
+            reporter: (!quiet).then(|| Reporter::new(sender.clone())),
+        };
+        let (entry, renamed, back) = admit(store, cx, archive, candidate, file, work).await?;
         archive = back;
         for (name, old) in renamed {
             let text = format!(
@@ -141,6 +189,13 @@ pub async fn admit_all(
         untagged.push(format!("Loaded image ID: {}\n", entry.id));
         store.report("load", &entry, entry.id.to_string());
     }
+    if untagged.is_empty() && !wanted.is_empty() {
+        let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+        return Err(Error::not_found(format!(
+            "requested platform(s) ([{}]) not found",
+            wanted.join(" ")
+        )));
+    }
     if !any_tag {
         for text in untagged {
             say(sender, text).await;
@@ -154,10 +209,16 @@ async fn say(sender: &BodySender, text: String) {
     sender.json(&gantry_api::ProgressMessage::stream(text)).await;
 }
 
-/// The digest of a small document.
+/// The digest of `bytes`.
 pub fn digest_of(bytes: &[u8]) -> Digest {
     use sha2::Digest as _;
     Digest::from_sha256(&sha2::Sha256::digest(bytes).into())
+}
+
+/// How an image is admitted.
+struct Work {
+    unpack: bool,
+    reporter: Option<Reporter>,
 }
 
 /// Checks one image, unpacks it and commits it with its names.
@@ -167,7 +228,7 @@ async fn admit(
     mut archive: Archive,
     candidate: Candidate,
     file: ImageFile,
-    reporter: Option<Reporter>,
+    work: Work,
 ) -> Result<(Arc<Entry>, Renamed, Archive)> {
     for reference in &candidate.tags {
         check_name(reference)?;
@@ -178,19 +239,33 @@ async fn admit(
         Ok::<_, Error>((stored, candidate, file, archive))
     })
     .await??;
-    let Candidate { tags, digests, parent, .. } = candidate;
-    let content = Content { parent, ..stored };
+    let Candidate { tags, digests, parent, target, .. } = candidate;
+    let content = Content { parent, ..stored.content };
     let admission = Admission {
         names: tags.into_iter().chain(digests).collect(),
-        progress: reporter.as_ref().map(Reporter::callback),
+        target: target.as_ref().map(|target| target.descriptor.clone()),
+        manifests: stored.manifests,
+        indexes: stored.indexes,
+        unpack: work.unpack,
+        progress: work.reporter.as_ref().map(Reporter::callback),
         ..Admission::new(content, file)
     };
     let admitted = store.admit(cx, admission);
-    let (entry, renamed) = match &reporter {
+    let (entry, renamed) = match &work.reporter {
         Some(reporter) => reporter.during(admitted).await?,
         None => admitted.await?,
     };
+    drop(stored.holds);
     Ok((entry, renamed, archive))
+}
+
+/// What has been stored of a candidate.
+struct StoredImage {
+    content: Content,
+    manifests: Vec<ManifestRecord>,
+    indexes: Vec<Digest>,
+    /// Keep what was unpacked on the way.
+    holds: Vec<Hold>,
 }
 
 /// Puts everything an image needs into the blob store, and checks that it is what it is said to be.
@@ -199,7 +274,7 @@ fn store_content(
     candidate: &Candidate,
     file: &ImageFile,
     known: &BTreeMap<Digest, LayerRecord>,
-) -> Result<Content> {
+) -> Result<StoredImage> {
     let diff_ids = file.diff_ids()?;
     if candidate.layers.len() != diff_ids.len() {
         return Err(Error::invalid(format!(
@@ -209,24 +284,27 @@ fn store_content(
         )));
     }
     let mut layers = Vec::with_capacity(diff_ids.len());
+    let mut holds = Vec::new();
     let mut chain = Chain::default();
     for (n, (from, diff_id)) in candidate.layers.iter().zip(diff_ids).enumerate() {
         // Chain ids depend on diff ids only; the blob is filled in for form.
         chain.0.push(ChainLayer { diff_id: diff_id.clone(), blob: diff_id.clone() });
-        let id = chain.id();
-        let before = id.as_ref().and_then(|id| known.get(id));
-        let layer = match (archive.blob(&from.path)?, before) {
-            (Some(stored), _) => checked(n, from, diff_id, stored)?,
-            // An archive need not hold what is here.
-            (None, Some(before)) => before.clone(),
-            (None, None) => {
+        let before = chain.id().and_then(|id| known.get(&id));
+        if let Some(mut stored) = archive.blob(&from.path)? {
+            holds.extend(stored.hold.take());
+            layers.push(checked(n, from, &diff_id, stored)?);
+            continue;
+        }
+        // An archive need not hold what is here.
+        match before {
+            Some(before) if archive.sink().has(&before.blob)? => layers.push(before.clone()),
+            _ => {
                 return Err(Error::invalid(format!(
                     "invalid archive: there is no layer {:.120}",
                     from.path
                 )));
             }
-        };
-        layers.push(layer);
+        }
     }
     let sink = archive.sink();
     let kept = candidate.manifest.as_ref().filter(|_| {
@@ -234,44 +312,93 @@ fn store_content(
     });
     let manifest = kept.map(|manifest| sink.store(manifest, None)).transpose()?;
     let config = (sink.store(&candidate.config, None)?, candidate.config.len() as u64);
-    Ok(Content { config, layers, manifest, parent: None })
+    let content = Content { config, layers, manifest, parent: None };
+    let (mut indexes, mut manifests) = (Vec::new(), Vec::new());
+    if let Some(target) = candidate.target.as_deref() {
+        if content.manifest.is_none() {
+            return Err(Error::invalid("invalid archive: its layers are not those of its manifest"));
+        }
+        for (digest, text) in &target.indexes {
+            indexes.push(sink.store(text, Some(digest))?);
+        }
+        indexes.retain(|index| index.as_str() != target.descriptor.digest);
+        manifests.clone_from(&target.manifests);
+        for statement in &target.statements {
+            store_statement(archive, statement, &mut manifests)?;
+        }
+    }
+    Ok(StoredImage { content, manifests, indexes, holds })
+}
+
+/// Stores a statement, and notes that it is here.
+fn store_statement(
+    archive: &mut Archive,
+    statement: &Statement,
+    manifests: &mut [ManifestRecord],
+) -> Result<()> {
+    let Some(record) = manifests.iter_mut().find(|m| m.digest == statement.digest) else {
+        return Ok(());
+    };
+    let mut blobs = Vec::with_capacity(statement.blobs.len());
+    for file in &statement.blobs {
+        let Some((digest, bytes)) = archive.plain_blob(&file.path)? else { return Ok(()) };
+        if let Some(expected) = file.blob.as_ref().filter(|expected| **expected != digest) {
+            return Err(Error::invalid(format!(
+                "invalid archive: blob {expected} has digest {digest}"
+            )));
+        }
+        blobs.push(BlobRecord { digest, bytes });
+    }
+    archive.sink().store(&statement.manifest, Some(&statement.digest))?;
+    record.here = true;
+    record.blobs = blobs;
+    Ok(())
 }
 
 /// A layer that is what archive and configuration say.
-fn checked(n: usize, from: &LayerFile, diff_id: Digest, stored: Stored) -> Result<LayerRecord> {
+fn checked(n: usize, from: &LayerFile, diff_id: &Digest, stored: Stored) -> Result<LayerRecord> {
     if let Some(expected) = from.blob.as_ref().filter(|e| **e != stored.digest) {
         return Err(Error::invalid(format!(
             "invalid archive: blob {expected} has digest {}",
             stored.digest
         )));
     }
-    if stored.diff_id != diff_id {
+    let mut layer = layer_record(stored)?;
+    if layer.diff_id != *diff_id {
         return Err(Error::invalid(format!(
             "invalid diffID for layer {n}: expected {:?}, got {:?}",
             diff_id.as_str(),
-            stored.diff_id.as_str()
+            layer.diff_id.as_str()
         )));
     }
-    Ok(layer_record(stored))
+    if let Some(media_type) = &from.media_type {
+        layer.media_type.clone_from(media_type);
+    }
+    Ok(layer)
 }
 
 /// The record of a layer that is in the blob store.
-pub fn layer_record(stored: Stored) -> LayerRecord {
+///
+/// # Errors
+///
+/// `Internal` if nobody has looked at what it is when decompressed.
+pub fn layer_record(stored: Stored) -> Result<LayerRecord> {
     let media_type = match stored.compression {
-        Compression::None => "application/vnd.oci.image.layer.v1.tar",
         Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
         Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
-        // In no specification, after the pattern of the others.
-        Compression::Xz => "application/vnd.oci.image.layer.v1.tar+xz",
-        Compression::Bzip2 => "application/vnd.oci.image.layer.v1.tar+bzip2",
+        _ => "application/vnd.oci.image.layer.v1.tar",
     };
-    LayerRecord {
-        diff_id: stored.diff_id,
+    let unknown = || {
+        let text = format!("the diff id of blob {} is not known", stored.digest);
+        Error::new(gantry_sdk::ErrorKind::Internal, text)
+    };
+    Ok(LayerRecord {
+        diff_id: stored.diff_id.clone().ok_or_else(unknown)?,
         blob: stored.digest,
         media_type: media_type.to_owned(),
         bytes: stored.bytes,
-        unpacked: 0,
-    }
+        unpacked: stored.diff_bytes,
+    })
 }
 
 /// A new image from a configuration of our own and blobs that are here.

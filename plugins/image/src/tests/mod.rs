@@ -74,16 +74,11 @@ impl LayerStore for FakeLayers {
         };
         let (_, passed) = gantry_archive::decompressed(source, drain)
             .map_err(|e| Error::invalid("cannot read the archive").caused_by(e))?;
-        let compression = match passed.compression {
-            gantry_archive::Compression::None => "",
-            gantry_archive::Compression::Gzip => "gzip",
-            gantry_archive::Compression::Zstd => "zstd",
-        };
         Ok(Staged {
             diff_id: passed.diff_id.parse()?,
             blob: passed.digest.unwrap_or_default().parse()?,
             bytes: passed.bytes,
-            compression: compression.to_owned(),
+            compression: passed.compression.name().to_owned(),
             unpacked: passed.diff_bytes,
             hold: Arc::new(()),
         })
@@ -141,7 +136,7 @@ impl LayerStore for FakeLayers {
         Ok(chain.ids().iter().filter_map(|id| chains.get(id)).sum())
     }
     async fn chain_sizes(&self, _: &Ctx) -> Result<Vec<(Digest, u64)>> {
-        unused()
+        Ok(self.chains.lock().unwrap().clone().into_iter().collect())
     }
     async fn collect(&self, _: &Ctx, keep: &[Chain]) -> Result<()> {
         let keep: Vec<Digest> = keep.iter().flat_map(Chain::ids).collect();
@@ -243,12 +238,17 @@ impl World {
     /// Loads an archive; the messages of the stream.
     async fn load(&self, archive: &[u8], query: &str) -> Result<Vec<Value>> {
         let request = self.request(query, &[], archive.to_vec());
-        let response = crate::handlers::load(self.store.clone(), request).await?;
+        let loaded = crate::handlers::load(self.store.clone(), request).await;
+        if loaded.is_err() {
+            self.store.tidy(&Ctx::background()).await;
+        }
+        let response = loaded?;
         let text = String::from_utf8(collect(response).await).unwrap();
         // The task goes on for a moment after the stream.
         while !self.store.tasks.running().is_empty() {
             tokio::task::yield_now().await;
         }
+        self.store.tidy(&Ctx::background()).await;
         Ok(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
     }
 
@@ -259,7 +259,9 @@ impl World {
 
     async fn remove(&self, name: &str, query: &str) -> Result<Vec<String>> {
         let request = self.request(query, &[("name", name)], Vec::new());
-        let response = crate::handlers::remove(self.store.clone(), request).await?;
+        let removed = crate::handlers::remove(self.store.clone(), request).await;
+        self.store.tidy(&Ctx::background()).await;
+        let response = removed?;
         let done: Vec<BTreeMap<String, String>> =
             serde_json::from_slice(&collect(response).await).unwrap();
         Ok(done.into_iter().flatten().map(|(k, v)| format!("{k} {v}")).collect())

@@ -87,6 +87,7 @@ async fn a_name_moves_to_the_newer_image_and_the_older_dangles() {
     let world = World::new().await;
     let old = load_simple(&world, "old", &["a:1"]).await;
     let new = layer("new");
+    let old_config = config(&[&layer("old")], "old");
     let config = config(&[&new], "new");
     let lines = world.load(&docker_archive(&config, &[&new], &["a:1"]), "").await.unwrap();
     assert_eq!(
@@ -106,7 +107,8 @@ async fn a_name_moves_to_the_newer_image_and_the_older_dangles() {
     let response = crate::handlers::prune(world.store.clone(), request).await.unwrap();
     let report: Value = serde_json::from_slice(&collect(response).await).unwrap();
     assert_eq!(report["ImagesDeleted"][0]["Deleted"], json!(old));
-    assert_eq!(report["SpaceReclaimed"], json!(1000));
+    let freed = 1000 + layer("old").len() + old_config.len();
+    assert_eq!(report["SpaceReclaimed"], json!(freed));
     assert_eq!(world.list("").await.unwrap().as_array().unwrap().len(), 1);
     let request = world.request(r#"filters={"dangling":["false"]}"#, &[], Vec::new());
     crate::handlers::prune(world.store.clone(), request).await.unwrap();
@@ -158,15 +160,59 @@ async fn tags_are_added_and_moved() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_swept_while_a_load_holds_content() {
+async fn a_stalled_save_keeps_its_image_and_nothing_else() {
     let world = World::new().await;
-    load_simple(&world, "one", &["a:1"]).await;
-    let lease = world.store.lease().await;
-    world.remove("a:1", "").await.unwrap();
+    // More than the connection takes without being read.
+    let large = tar(&[("large", &vec![7; 24 << 20])]);
+    let config = config(&[&large], "large");
+    world.load(&docker_archive(&config, &[&large], &["large:1"]), "").await.unwrap();
+    load_simple(&world, "small", &["small:1"]).await;
+    let request = world.request("names=large:1", &[], Vec::new());
+    let stalled = crate::handlers::save(world.store.clone(), request).await.unwrap();
+
+    world.remove("small:1", "").await.unwrap();
+    assert_eq!(world.blobs(), 2, "those of the image that is saved");
+    world.remove("large:1", "").await.unwrap();
     assert_eq!(world.blobs(), 2);
-    drop(lease);
+    let saved = collect(stalled).await;
+    let other = World::new().await;
+    assert_eq!(messages(&other.load(&saved, "").await.unwrap()), ["Loaded image: large:1\n"]);
+    while !world.store.tasks.running().is_empty() {
+        tokio::task::yield_now().await;
+    }
     world.store.tidy(&Ctx::background()).await;
     assert_eq!(world.blobs(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_load_keeps_what_it_brought_and_nothing_else() {
+    let world = World::new().await;
+    load_simple(&world, "one", &["a:1"]).await;
+    let layer = tar(&[("large", &vec![7; 1 << 20])]);
+    let config = config(&[&layer], "slow");
+    let archive = docker_archive(&config, &[&layer], &["slow:1"]);
+    let (mut body, stream) = tokio::io::duplex(64 << 10);
+    let request = world.request("", &[], Vec::new());
+    let body_stream = tokio_util::io::ReaderStream::new(stream);
+    let frames = futures_util::StreamExt::map(body_stream, |bytes| {
+        let bytes = bytes.map_err(|e| Error::io("read", "the request", e))?;
+        Ok(http_body::Frame::data(bytes))
+    });
+    let body_of = http_body_util::StreamBody::new(frames);
+    let request = Request { body: http_body_util::BodyExt::boxed_unsync(body_of), ..request };
+    let load = tokio::spawn(crate::handlers::load(world.store.clone(), request));
+    // All but the end: the layer is in the store.
+    let (most, end) = archive.split_at(archive.len() - 2048);
+    tokio::io::AsyncWriteExt::write_all(&mut body, most).await.unwrap();
+    while world.blobs() < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.remove("a:1", "").await.unwrap();
+    assert_eq!(world.blobs(), 1, "the layer that was brought");
+    tokio::io::AsyncWriteExt::write_all(&mut body, end).await.unwrap();
+    drop(body);
+    collect(load.await.unwrap().unwrap()).await;
+    assert_eq!(world.list("").await.unwrap()[0]["RepoTags"], json!(["slow:1"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
