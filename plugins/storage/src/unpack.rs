@@ -162,7 +162,7 @@ impl Store {
     ) -> Result<Draft> {
         let failed = |error: Error| error.context(format!("cannot unpack layer {}", layer.diff_id));
         let Some(parent) = parent else {
-            return match self.staged.take(&instance.name, &layer.diff_id) {
+            return match self.take_staged(instance, layer, below.pilot) {
                 Some(draft) => Ok(draft),
                 None => {
                     let poured = self.draft(cx, instance, layer, None, Sight::Bottom, below.pilot);
@@ -199,6 +199,14 @@ impl Store {
         made.and_then(|made| made.map_err(explain)).map_err(failed)
     }
 
+    /// A layer that has been unpacked already, and waits for a chain to take it.
+    fn take_staged(&self, instance: &Instance, layer: &ChainLayer, pilot: &Pilot) -> Option<Draft> {
+        let draft = self.staged.take(&instance.name, &layer.diff_id)?;
+        let bytes = draft.poured.stream.bytes;
+        pilot.listeners().tell(&layer.diff_id, bytes, bytes);
+        Some(draft)
+    }
+
     /// A layer without its parent; none if that cannot be.
     async fn make_alone(
         &self,
@@ -207,7 +215,7 @@ impl Store {
         layer: &ChainLayer,
         pilot: &Pilot,
     ) -> Result<Option<Draft>> {
-        if let Some(draft) = self.staged.take(&instance.name, &layer.diff_id) {
+        if let Some(draft) = self.take_staged(instance, layer, pilot) {
             return Ok(Some(draft));
         }
         match self.draft(cx, instance, layer, None, Sight::Alone, pilot).await? {

@@ -18,9 +18,16 @@ async fn root_chains_of_any_length_are_materialised() {
     let Some(host) = Host::new() else { return };
     let store = host.start().await;
     let mut chain = Chain::default();
-    for (length, instance) in
-        [(130, "overlay2"), (600, "overlay2"), (601, "overlay2"), (130, "vfs"), (850, "overlay2")]
-    {
+    for (length, instance) in [
+        (130, "overlay2"),
+        (600, "overlay2"),
+        (601, "overlay2"),
+        (130, "vfs"),
+        (850, "overlay2"),
+        (130, "erofs"),
+        (600, "erofs"),
+        (601, "erofs"),
+    ] {
         chain.0.truncate(length);
         while chain.0.len() < length {
             chain.0.push(host.layer(numbered(chain.0.len())));

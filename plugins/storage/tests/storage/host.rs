@@ -1,4 +1,4 @@
-//! A host with two storage instances, which survives restarts of the store.
+//! A host with a few storage instances, which survives restarts of the store.
 
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
@@ -64,6 +64,8 @@ impl Host {
         provide("overlay2", Arc::new(overlay2), gantry_storage_overlay2::STEPS);
         let vfs = gantry_storage_vfs::Vfs::new(layers("vfs"));
         provide("vfs", Arc::new(vfs), gantry_storage_vfs::STEPS);
+        let erofs = gantry_storage_erofs::Erofs::new(layers("erofs"));
+        provide("erofs", Arc::new(erofs), gantry_storage_erofs::STEPS);
         open(Parts {
             registry,
             mounts: Arc::new(Mounter),

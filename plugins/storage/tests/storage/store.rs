@@ -161,7 +161,7 @@ async fn root_a_chain_of_none_is_an_empty_tree() {
     let Some(host) = Host::new() else { return };
     let store = host.start().await;
     let empty = Chain::default();
-    for instance in ["overlay2", "vfs"] {
+    for instance in ["overlay2", "vfs", "erofs"] {
         let layer = store.create(&cx(), "c", &empty, Some(instance), &Labels::new()).await.unwrap();
         let mount = store.mount(&cx(), &layer).await.unwrap();
         write(&mount, "x", "");
@@ -173,5 +173,8 @@ async fn root_a_chain_of_none_is_an_empty_tree() {
         assert_eq!((names(&both.0, ""), names(&both.1, "")), (vec![], vec![]));
     }
     let instances = store.instances(&cx()).await.unwrap();
-    assert_eq!(instances.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["overlay2", "vfs"]);
+    assert_eq!(
+        instances.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(),
+        ["overlay2", "erofs", "vfs"]
+    );
 }

@@ -41,7 +41,7 @@ async fn root_a_container_tells_what_it_changed_while_it_is_in_use() {
     let store = host.start().await;
     let mut chain = host.chain();
     chain.0.push(host.layer(Tar::default().dir("e").file("e/kept", "").file("gone", "")));
-    for instance in ["overlay2", "vfs"] {
+    for instance in ["overlay2", "vfs", "erofs"] {
         let layer = store.create(&cx(), "c", &chain, Some(instance), &Labels::new()).await.unwrap();
         let diff = async || {
             let sink = Sink::default();
