@@ -370,10 +370,10 @@ impl<'a, R: BufRead> Extractor<'a, R> {
         })?;
         let fail = |errno| ArchiveError::io("write", path, errno);
         match &entry.sparse {
-            None => content::write(&mut self.reader, &fd, 0, entry.size, fail)?,
+            None => self.data(&fd, 0, entry.size, fail)?,
             Some(sparse) => {
                 for run in &sparse.runs {
-                    content::write(&mut self.reader, &fd, run.offset, run.length, fail)?;
+                    self.data(&fd, run.offset, run.length, fail)?;
                 }
                 rustix::fs::ftruncate(&fd, sparse.size).map_err(fail)?;
             }
@@ -385,10 +385,29 @@ impl<'a, R: BufRead> Extractor<'a, R> {
             .map_err(|e| ArchiveError::io("set the time of", path, e))?;
 
         self.file_bytes = self.file_bytes.saturating_add(entry.file_size());
-        self.unchecked_bytes += entry.size;
-        if self.unchecked_bytes > SPACE_CHECK {
-            self.unchecked_bytes = 0;
-            self.check_space()?;
+        Ok(())
+    }
+
+    /// Data of a file, with a look at the free space now and then.
+    fn data(
+        &mut self,
+        fd: &OwnedFd,
+        offset: u64,
+        length: u64,
+        fail: impl Fn(Errno) -> ArchiveError + Copy,
+    ) -> Result<()> {
+        let mut at = offset;
+        let mut left = length;
+        while left > 0 {
+            let piece = left.min(SPACE_CHECK);
+            content::write(&mut self.reader, fd, at, piece, fail)?;
+            at += piece;
+            left -= piece;
+            self.unchecked_bytes += piece;
+            if self.unchecked_bytes > SPACE_CHECK {
+                self.unchecked_bytes = 0;
+                self.check_space()?;
+            }
         }
         Ok(())
     }

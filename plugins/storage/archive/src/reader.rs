@@ -154,6 +154,9 @@ impl<R: BufRead> Reader<R> {
         if entry.size > self.limits.file_bytes {
             return Err(self.file_too_large());
         }
+        if self.offset.saturating_add(entry.size) > self.limits.stream_bytes {
+            return Err(self.too_long());
+        }
         self.data = entry.size;
         self.padding = entry.size.next_multiple_of(BLOCK as u64) - entry.size;
         entry.sparse = self.sparse(block, records, &mut entry)?;
@@ -190,6 +193,9 @@ impl<R: BufRead> Reader<R> {
             records.sparse(entry).map_err(|what| self.bad(what))?
         };
         let Some(sparse) = sparse else { return Ok(None) };
+        if sparse.runs.len() > SPARSE_RUNS {
+            return Err(self.bad("a sparse map is too long"));
+        }
 
         let mut end = 0;
         let mut total = 0u64;
@@ -346,11 +352,14 @@ impl<R: BufRead> Reader<R> {
     }
 
     fn check_length(&self) -> Result<()> {
-        let limit = self.limits.stream_bytes;
-        if self.offset > limit {
-            return Err(ArchiveError::Limit { limit, unit: "bytes" });
+        if self.offset > self.limits.stream_bytes {
+            return Err(self.too_long());
         }
         Ok(())
+    }
+
+    fn too_long(&self) -> ArchiveError {
+        ArchiveError::Limit { limit: self.limits.stream_bytes, unit: "bytes" }
     }
 
     fn file_too_large(&self) -> ArchiveError {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests end by panicking")]
 
+mod bombs;
 mod common;
 mod hostile;
 mod layers;
