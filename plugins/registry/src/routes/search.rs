@@ -142,8 +142,8 @@ impl Failed {
     fn told(self, authority: &str) -> Error {
         match self {
             Self::Other(error) => error,
-            // The reference engine's status for an index that is not there.
-            Self::NoAnswer(error) if error.is_connection() => {
+            // The reference engine takes an index that is not there for a bad name, but for its own.
+            Self::NoAnswer(error) if error.is_connection() && authority != INDEX_HOST => {
                 Error::invalid(format!("invalid registry endpoint https://{authority}/v1/"))
                     .caused_by(error)
             }
