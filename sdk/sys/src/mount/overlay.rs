@@ -417,7 +417,8 @@ mod tests {
             let flags = OFlags::PATH | OFlags::DIRECTORY;
             open_beneath(fd, Path::new(name), flags, Mode::empty(), Links::Refuse).unwrap()
         };
-        let ways: [fn(&Overlay<'_>, &[BorrowedFd<'_>]) -> Result<OwnedFd>; 3] = [
+        type Way = fn(&Overlay<'_>, &[BorrowedFd<'_>]) -> Result<OwnedFd>;
+        let ways: [Way; 3] = [
             |overlay, mounts| overlay.mount_on(mounts),
             |overlay, mounts| overlay.mount_attached(mounts),
             |overlay, mounts| {
