@@ -1,6 +1,8 @@
 //! The daemon is killed, at chosen and at random moments, and started again: what it says then is
 //! true, and nothing is left over.
 
+mod storage_swap;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 

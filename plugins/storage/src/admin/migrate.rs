@@ -420,6 +420,10 @@ impl Item<'_> {
     async fn say(&self, state: State, current: u64, total: u64, why: Vec<String>) {
         let (id, name) = (self.id.to_owned(), self.name.to_owned());
         let subject = self.subject;
-        self.reports.say(Message::Item { subject, id, name, state, current, total, why }).await;
+        let message = Message::Item { subject, id, name, state, current, total, why };
+        match state {
+            State::Working | State::Comparing => self.reports.mention(message),
+            _ => self.reports.say(message).await,
+        }
     }
 }

@@ -113,9 +113,14 @@ impl Reports {
         (Self(sender), receiver)
     }
 
-    /// Tells. Who does not listen misses it.
+    /// Tells, and waits for who is slow to listen. Who does not listen at all misses it.
     async fn say(&self, message: Message) {
         let _ = self.0.send(message).await;
+    }
+
+    /// Tells what is soon out of date; nobody waits for a listener while a container is held.
+    fn mention(&self, message: Message) {
+        let _ = self.0.try_send(message);
     }
 }
 

@@ -207,7 +207,8 @@ impl Verification {
         let mount = self.admin.store.mount_plan(cx, &self.instance, &plan).await?;
         let cancel = self.cancel.clone();
         // Where a layer does not hold what is below it, that has been read already.
-        let all = self.instance.info.form == LayerForm::MergedTree;
+        let stands_alone = self.instance.driver.stat(cx, id.as_str()).await?.parent.is_none();
+        let all = stands_alone || self.instance.info.form == LayerForm::MergedTree;
         tokio::task::spawn_blocking(move || {
             let found = walk_tree(&tree, &mount, all, &cancel)?;
             Ok((tree, found))
