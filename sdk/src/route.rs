@@ -410,6 +410,40 @@ impl BodySender {
     }
 }
 
+/// Feeds a streaming response from a blocking thread; gathers small writes.
+#[derive(Debug)]
+pub struct BodyWriter {
+    sender: BodySender,
+    gathered: Vec<u8>,
+    piece: usize,
+}
+
+impl BodyWriter {
+    /// Sends `piece` bytes at once. Nothing is sent on drop: flush at the end.
+    pub fn new(sender: BodySender, piece: usize) -> Self {
+        Self { sender, gathered: Vec::with_capacity(piece), piece }
+    }
+}
+
+impl std::io::Write for BodyWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = bytes.len().min(self.piece.saturating_sub(self.gathered.len()));
+        self.gathered.extend_from_slice(&bytes[..n]);
+        if self.gathered.len() >= self.piece {
+            self.flush()?;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let bytes = std::mem::replace(&mut self.gathered, Vec::with_capacity(self.piece));
+        if bytes.is_empty() || self.sender.blocking_send(bytes) {
+            return Ok(());
+        }
+        Err(std::io::Error::new(std::io::ErrorKind::BrokenPipe, "the client is gone"))
+    }
+}
+
 impl Response {
     /// `status` without a body.
     pub fn empty(status: StatusCode) -> Self {

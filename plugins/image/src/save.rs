@@ -6,16 +6,15 @@
 pub mod select;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use gantry_api::image::OciDescriptor;
 use gantry_archive::{Entry as Member, Kind, Time, Writer};
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::blobs::{BlobStore, Lease};
 use gantry_sdk::reference::Reference;
-use gantry_sdk::route::BodySender;
+use gantry_sdk::route::{BodySender, BodyWriter};
 use gantry_sdk::{Ctx, Error, Result};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -30,7 +29,7 @@ pub use select::{Selected, select};
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Bytes handed to the connection at once.
-const CHUNK: usize = 1 << 20;
+const PIECE: usize = 1 << 20;
 /// Most bytes of a manifest that was kept.
 const MAX_MANIFEST: u64 = 4 << 20;
 
@@ -55,8 +54,7 @@ pub async fn save(store: Arc<Store>, cx: Ctx, selected: Vec<Selected>, sender: B
     let out = sender.clone();
     let (saved, of_work) = (selected.clone(), cx.clone());
     let written = tokio::task::spawn_blocking(move || {
-        let out = ToBody { sender: out, buffer: Vec::with_capacity(CHUNK) };
-        let writer = Writer::new(out);
+        let writer = Writer::new(BodyWriter::new(out, PIECE));
         Session { blobs, cx: of_work, writer, done: BTreeSet::new() }.run(&selected)
     });
     match written.await.map_err(Error::from).and_then(|result| result) {
@@ -74,7 +72,7 @@ pub async fn save(store: Arc<Store>, cx: Ctx, selected: Vec<Selected>, sender: B
 struct Session {
     blobs: Arc<dyn BlobStore>,
     cx: Ctx,
-    writer: Writer<ToBody>,
+    writer: Writer<BodyWriter>,
     /// Blobs that are in the archive already: layers are shared.
     done: BTreeSet<Digest>,
 }
@@ -280,35 +278,4 @@ fn path(hex: &str) -> String {
 
 fn failed(error: gantry_archive::ArchiveError) -> Error {
     Error::internal("cannot write the archive", error)
-}
-/// A response's body as a sink for a blocking thread.
-struct ToBody {
-    sender: BodySender,
-    buffer: Vec<u8>,
-}
-
-impl ToBody {
-    fn send(&mut self) -> io::Result<()> {
-        let bytes = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK));
-        if bytes.is_empty() || self.sender.blocking_send(Bytes::from(bytes)) {
-            Ok(())
-        } else {
-            Err(io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone"))
-        }
-    }
-}
-
-impl Write for ToBody {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = bytes.len().min(CHUNK - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..n]);
-        if self.buffer.len() == CHUNK {
-            self.send()?;
-        }
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.send()
-    }
 }

@@ -8,6 +8,7 @@ use gantry_sdk::{Context, Method, RouteDecl, Shape};
 use crate::engine::Engine;
 
 pub mod attach;
+pub mod commit;
 pub mod create;
 pub mod exec;
 pub mod inspect;
@@ -29,7 +30,10 @@ const fn post(id: &'static str, template: &'static str) -> RouteDecl {
 pub const ROUTES: &[RouteDecl] = &[
     get("list", "/containers/json"),
     get("inspect", "/containers/{name}/json"),
+    get("changes", "/containers/{name}/changes"),
+    get("export", "/containers/{name}/export").shaped(Shape::Stream),
     get("logs", "/containers/{name}/logs").shaped(Shape::Stream),
+    post("commit", "/commit"),
     post("create", "/containers/create"),
     post("start", "/containers/{name}/start"),
     post("stop", "/containers/{name}/stop"),
@@ -51,7 +55,10 @@ pub const ROUTES: &[RouteDecl] = &[
 pub fn bind(cx: &mut Context, engine: &Arc<Engine>) {
     cx.route("list", engine, list::list);
     cx.route("inspect", engine, inspect::inspect);
+    cx.route("changes", engine, commit::changes);
+    cx.route("export", engine, commit::export);
     cx.route("logs", engine, logs::logs);
+    cx.route("commit", engine, commit::commit);
     cx.route("create", engine, create::create);
     cx.route("start", engine, life::start);
     cx.route("stop", engine, life::stop);
