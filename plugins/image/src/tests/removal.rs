@@ -112,6 +112,7 @@ async fn a_name_moves_to_the_newer_image_and_the_older_dangles() {
     assert_eq!(world.list("").await.unwrap().as_array().unwrap().len(), 1);
     let request = world.request(r#"filters={"dangling":["false"]}"#, &[], Vec::new());
     crate::handlers::prune(world.store.clone(), request).await.unwrap();
+    world.store.tidy(&Ctx::background()).await;
     assert_eq!((world.list("").await.unwrap(), world.blobs()), (json!([]), 0));
 }
 
