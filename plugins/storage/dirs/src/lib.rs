@@ -31,6 +31,7 @@
 //! - [`options_of`], [`parse_size`]: options, and limits by project quota
 
 mod layers;
+mod making;
 mod options;
 mod plugin;
 mod record;
@@ -39,7 +40,8 @@ mod stacks;
 mod subvolumes;
 mod trees;
 
-pub use layers::{Layers, NewLayer};
+pub use layers::Layers;
+pub use making::NewLayer;
 pub use options::{SIZE, STORAGE_OPTS, check_options, options_of, parse_size};
 pub use plugin::{InstanceConfig, Instances, serve};
 pub use record::{Record, State};

@@ -4,7 +4,8 @@ use gantry_sdk::{ConfigView, Error, Labels, Result};
 use gantry_sys::mount::{ProjectLimit, limit_directory};
 use serde::Deserialize;
 
-use crate::layers::{Layers, NewLayer};
+use crate::layers::Layers;
+use crate::making::NewLayer;
 
 /// The configuration key that all storage drivers share.
 pub const STORAGE_OPTS: &str = "storage-opts";

@@ -11,7 +11,8 @@ use gantry_sys::mount::{
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::layers::{Layers, NewLayer};
+use crate::layers::Layers;
+use crate::making::NewLayer;
 use crate::record::Record;
 
 /// The name of a layer's content in its directory.
