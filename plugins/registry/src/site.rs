@@ -128,8 +128,10 @@ impl Sites {
     ///
     /// `InvalidArgument` if its certificates cannot be used.
     pub(crate) async fn at(&self, place: Place) -> Result<Arc<Site>> {
+        // One that could not be asked may be trusted otherwise now.
         if let Some((since, site)) = self.known().get(&place)
             && since.elapsed() < MAX_AGE
+            && site.contact.initialized()
         {
             return Ok(site.clone());
         }

@@ -23,7 +23,7 @@ use crate::sandbox::{self, Sandbox};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long removed things may take to be gone.
-const SETTLING: Duration = Duration::from_secs(10);
+const SETTLING: Duration = Duration::from_secs(30);
 
 /// Lines of the daemon's log shown when a test fails.
 const LOG_TAIL: usize = 60;
