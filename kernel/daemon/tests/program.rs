@@ -143,6 +143,13 @@ fn help_version_and_mistakes_have_their_codes() {
     assert!(text(&help.stdout).contains("--storage-driver"));
     assert_eq!(output(&["--no-such-flag"]).status.code(), Some(1));
     assert_eq!(output(&["positional"]).status.code(), Some(1));
+    assert!(text(&help.stdout).contains("  storage "), "commands of plugins are listed");
+    let own = output(&["storage", "--help"]);
+    assert_eq!(own.status.code(), Some(0));
+    assert!(text(&own.stdout).contains("migrate"));
+    let nobody = output(&["-H", "unix:///no/such.sock", "storage", "ls"]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).contains("cannot reach the daemon at /no/such.sock"));
 }
 
 #[test]
