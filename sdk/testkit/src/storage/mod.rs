@@ -14,6 +14,7 @@ mod content;
 mod contract;
 mod files;
 mod hygiene;
+mod limits;
 mod metadata;
 mod trips;
 
@@ -33,6 +34,7 @@ pub use content::*;
 pub use contract::*;
 pub use files::*;
 pub use hygiene::*;
+pub use limits::*;
 pub use metadata::*;
 pub use trips::*;
 
@@ -40,8 +42,6 @@ pub use trips::*;
 pub const SKIPPED: &[(u32, &str)] = &[
     (12, "deadlines are kept by the guard around every driver, and tested there"),
     (35, "shared mappings need unsafe code, which the kit has none of"),
-    (46, "no driver declares quotas"),
-    (50, "no driver declares shifted owners"),
     (51, "killing at named points needs drivers that name them; half made states are made by hand"),
     (
         52,
@@ -376,8 +376,10 @@ macro_rules! storage_driver_contract {
             an_untouched_layer_has_nothing_to_archive,
             layers_mean_what_a_plain_directory_shows,
             usage_is_what_an_independent_walk_finds,
+            a_size_is_kept_or_refused,
             running_out_of_space_is_clean,
             running_out_of_inodes_is_clean,
+            owners_are_seen_through_a_map,
             recovering_twice_is_recovering_once,
             a_restart_between_prepare_and_commit_is_no_obstacle,
             a_thousand_cycles_leave_nothing,
