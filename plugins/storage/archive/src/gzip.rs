@@ -3,8 +3,8 @@
 //! The fastest decoder without foreign code at hand is one for zlib's framing; inside is the same
 //! deflate. It gets the two bytes that zlib's begins with and no checksum to compare: gzip's own,
 //! CRC-32 and length, are compared here. It reads ahead, up to [`AHEAD`] bytes beyond the four that
-//! it takes for its checksum and that are ours; where exactly the member ends is where both fields
-//! match.
+//! it takes for its checksum and that are ours: exactly as many where there was more input at hand,
+//! and otherwise so many that both fields match.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead};
@@ -40,6 +40,8 @@ struct Member {
     bytes: u64,
     /// The last bytes that the decoder took.
     last: VecDeque<u8>,
+    /// Whether there was more that it did not take.
+    is_full: bool,
 }
 
 fn damaged(what: &'static str) -> io::Error {
@@ -73,14 +75,18 @@ impl<R: BufRead> Gunzip<R> {
 
     /// The next byte, None at the end.
     fn byte(&mut self) -> io::Result<Option<u8>> {
-        if let Some(byte) = self.back.pop_front() {
-            return Ok(Some(byte));
-        }
-        let byte = fill_buf(&mut self.input)?.first().copied();
-        if byte.is_some() {
+        let byte = self.peek()?;
+        if self.back.pop_front().is_none() && byte.is_some() {
             self.input.consume(1);
         }
         Ok(byte)
+    }
+
+    fn peek(&mut self) -> io::Result<Option<u8>> {
+        match self.back.front() {
+            Some(byte) => Ok(Some(*byte)),
+            None => Ok(fill_buf(&mut self.input)?.first().copied()),
+        }
     }
 
     /// Reads a member's header; false at the end of the stream. Source: RFC 1952, 2.3.
@@ -145,9 +151,18 @@ impl<R: BufRead> Gunzip<R> {
         let mut expected = member.crc.finalize().to_le_bytes().to_vec();
         // The length modulo 2^32.
         expected.extend_from_slice(&member.bytes.to_le_bytes()[..4]);
-        for ahead in 0..=AHEAD {
+        let least = if member.is_full { AHEAD } else { 0 };
+        for ahead in least..=AHEAD {
             let Some(start) = end.checked_sub(ahead + 4) else { break };
-            if taken[start..].starts_with(&expected) {
+            if !taken[start..].starts_with(&expected) {
+                continue;
+            }
+            // An empty member's fields are zeros, and may match at several places.
+            let next = match taken.get(start + 8) {
+                Some(byte) => Some(*byte),
+                None => self.peek()?,
+            };
+            if member.is_full || matches!(next, None | Some(0x1f)) {
                 for byte in taken.drain(start + 8..).rev() {
                     self.back.push_front(byte);
                 }
@@ -166,7 +181,7 @@ impl Member {
         let mut decoder = Decompressor::new();
         decoder.ignore_adler32();
         decoder.read(&ZLIB, &mut [], 0, false).map_err(broken)?;
-        Ok(Self { decoder, crc: Crc::new(), bytes: 0, last: VecDeque::new() })
+        Ok(Self { decoder, crc: Crc::new(), bytes: 0, last: VecDeque::new(), is_full: false })
     }
 
     /// Bytes of this member that a match may reach.
@@ -186,12 +201,14 @@ impl Member {
             let data = fill_buf(input)?;
             let (taken, made) =
                 self.decoder.read(data, out, at, data.is_empty()).map_err(broken)?;
+            self.is_full = taken < data.len();
             self.remember(&data[..taken]);
             input.consume(taken);
             (taken, made)
         } else {
             let data = back.make_contiguous();
             let (taken, made) = self.decoder.read(data, out, at, false).map_err(broken)?;
+            self.is_full = taken < data.len();
             self.remember(&data[..taken]);
             back.drain(..taken);
             (taken, made)
@@ -322,6 +339,8 @@ mod tests {
         for piece in 1..=empty.len() * 2 {
             let two = [&empty[..], &empty].concat();
             assert_eq!(gunzip(&two, piece, 10).unwrap(), b"", "{piece}");
+            let three = [&two[..], &gzip(b"x", 6)].concat();
+            assert_eq!(gunzip(&three, piece, 10).unwrap(), b"x", "{piece}");
             assert!(gunzip(&[&empty[..], &[0; 9]].concat(), piece, 10).is_err(), "{piece}");
         }
         // A match that reaches into the member before: fixed codes, "a", length 3 at distance 2.
