@@ -303,8 +303,8 @@ impl Store {
         let recent =
             std::mem::take(&mut *self.recent.lock().unwrap_or_else(PoisonError::into_inner));
         let keep = self.index().chains();
-        self.layers.collect(cx, &keep).await?;
         drop(recent);
+        self.layers.collect(cx, &keep).await?;
         self.forget_distribution(cx).await?;
         self.blobs.collect(cx).await?;
         Ok(())
