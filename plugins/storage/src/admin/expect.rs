@@ -249,8 +249,11 @@ fn parent_of(path: &[u8]) -> &[u8] {
     path.iter().rposition(|byte| *byte == b'/').map_or(b"".as_slice(), |at| &path[..at])
 }
 
+/// Components of a directory, and a name in it.
+type Split = (Vec<Vec<u8>>, Option<Vec<u8>>);
+
 /// The directory's components and the last one; none for the top. Cleaned as text, as archives are.
-fn split(name: &[u8]) -> Result<(Vec<Vec<u8>>, Option<Vec<u8>>)> {
+fn split(name: &[u8]) -> Result<Split> {
     let mut parts: Vec<Vec<u8>> = Vec::new();
     for part in name.split(|byte| *byte == b'/') {
         match part {
