@@ -2,7 +2,8 @@
 //! layers of containers.
 //!
 //! Images are known by digest and belong to no driver. What a driver holds of them is a cache: a
-//! chain that is missing is unpacked again from blobs, once for all who ask at the same time. Several storage instances work at once, and each container remembers its own.
+//! chain that is missing is unpacked again from blobs, once for all who ask at the same time. Several
+//! storage instances work at once, and each container remembers its own.
 //!
 //! # Map
 //!
