@@ -72,7 +72,7 @@ pub(crate) fn change(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Rando
             insert(input, at, &piece.repeat(1 + random.below(64)));
         }
         4 => {
-            let word: &[u8] = *random.pick::<&[u8]>(&WORDS);
+            let word: &[u8] = random.pick::<&[u8]>(&WORDS);
             insert(input, at, word);
         }
         5 => {
