@@ -92,48 +92,52 @@ fn layer_tar() {
     std::fs::create_dir_all(below.join("d/e")).unwrap();
     std::os::unix::fs::symlink("../secret", below.join("l")).unwrap();
     let limits = Limits { file_bytes: 1 << 30, stream_bytes: 1 << 30, ..Limits::default() };
-    run("layer_tar", |input| mend_headers(input), |input| {
-        let mut told = String::new();
-        let ways = [
-            (Whiteouts::Literal, false),
-            (Whiteouts::Remove, false),
-            (Whiteouts::Overlay, false),
-            (Whiteouts::Overlay, true),
-        ];
-        for (whiteouts, standalone) in ways {
-            let root = place.path().join("root");
-            std::fs::create_dir(&root).unwrap();
-            let (top, lower) = (open(&root), open(&below));
-            let options = ExtractOptions {
-                limits: limits.clone(),
-                whiteouts,
-                standalone,
-                below: (whiteouts == Whiteouts::Overlay && !standalone).then(|| lower.as_fd()),
-                ..ExtractOptions::default()
-            };
-            let outcome = extract(input, top.as_fd(), &options).and_then(|summary| {
-                if standalone {
-                    let (implied, given) = (&summary.implied, summary.top_given);
-                    settle_standalone(top.as_fd(), lower.as_fd(), implied, given)?;
-                }
-                Ok(summary.entries)
-            });
-            let name = |error: gantry_archive::ArchiveError| match error {
-                gantry_archive::ArchiveError::Refused { what, .. } => what.to_owned(),
-                gantry_archive::ArchiveError::Io { doing, source, .. } => {
-                    format!("{doing} {:?}", source.kind())
-                }
-                other => other.to_string(),
-            };
-            told.push_str(&outcome.map_or_else(name, |_| "unpacked".to_owned()));
-            drop((top, lower));
-            std::fs::remove_dir_all(&root).unwrap();
-            let beside: Vec<_> = std::fs::read_dir(place.path()).unwrap().collect();
-            assert_eq!(beside.len(), 2, "something is beside the root: {beside:?}");
-            assert_eq!(std::fs::read(&secret).unwrap(), b"secret");
-        }
-        told
-    });
+    run(
+        "layer_tar",
+        |input| mend_headers(input),
+        |input| {
+            let mut told = String::new();
+            let ways = [
+                (Whiteouts::Literal, false),
+                (Whiteouts::Remove, false),
+                (Whiteouts::Overlay, false),
+                (Whiteouts::Overlay, true),
+            ];
+            for (whiteouts, standalone) in ways {
+                let root = place.path().join("root");
+                std::fs::create_dir(&root).unwrap();
+                let (top, lower) = (open(&root), open(&below));
+                let options = ExtractOptions {
+                    limits: limits.clone(),
+                    whiteouts,
+                    standalone,
+                    below: (whiteouts == Whiteouts::Overlay && !standalone).then(|| lower.as_fd()),
+                    ..ExtractOptions::default()
+                };
+                let outcome = extract(input, top.as_fd(), &options).and_then(|summary| {
+                    if standalone {
+                        let (implied, given) = (&summary.implied, summary.top_given);
+                        settle_standalone(top.as_fd(), lower.as_fd(), implied, given)?;
+                    }
+                    Ok(summary.entries)
+                });
+                let name = |error: gantry_archive::ArchiveError| match error {
+                    gantry_archive::ArchiveError::Refused { what, .. } => what.to_owned(),
+                    gantry_archive::ArchiveError::Io { doing, source, .. } => {
+                        format!("{doing} {:?}", source.kind())
+                    }
+                    other => other.to_string(),
+                };
+                told.push_str(&outcome.map_or_else(name, |_| "unpacked".to_owned()));
+                drop((top, lower));
+                std::fs::remove_dir_all(&root).unwrap();
+                let beside: Vec<_> = std::fs::read_dir(place.path()).unwrap().collect();
+                assert_eq!(beside.len(), 2, "something is beside the root: {beside:?}");
+                assert_eq!(std::fs::read(&secret).unwrap(), b"secret");
+            }
+            told
+        },
+    );
 }
 
 /// Our own framing of gzip gives what zlib gives, and refuses what zlib refuses.
