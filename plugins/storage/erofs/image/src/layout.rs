@@ -106,8 +106,8 @@ impl<'a> Plan<'a> {
         let tree = self.tree;
         self.changeable[TOP as usize] = true;
         for path in implied {
-            let names = path.split(|byte| *byte == b'/');
-            let found = names.fold(Some(TOP), |dir, name| tree.get(dir?, name));
+            let mut names = path.split(|byte| *byte == b'/');
+            let found = names.try_fold(TOP, |dir, name| tree.get(dir, name));
             if let Some(id) = found {
                 self.changeable[id as usize] = true;
             }

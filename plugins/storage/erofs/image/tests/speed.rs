@@ -4,8 +4,6 @@
 //! is `/usr/share` or the directory named by `GANTRY_SPEED_TREE`, and everything is written to
 //! `/dev/shm` or the directory named by `GANTRY_SPEED_PLACE`.
 
-#![expect(clippy::unwrap_used, reason = "tests end by panicking")]
-
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
