@@ -136,7 +136,13 @@ fn clone_of(path: &PathRef, grants: &Grants, ids: Option<&Ids>) -> Result<OwnedF
     let mount = clone_tree(open(&Place::Path(path.clone()), &[], grants)?, false).map_err(fail)?;
     if let Some(ids) = ids {
         let change = MountAttr { idmap: Some(ids.namespace.as_fd()), ..MountAttr::default() };
-        set_attr(&mount, &change).map_err(fail)?;
+        set_attr(&mount, &change).map_err(|error| {
+            if error.is(Errno::INVAL) {
+                let why = "this file system maps no owners on this kernel";
+                return Error::unsupported(why).caused_by(error);
+            }
+            fail(error)
+        })?;
     }
     Ok(mount)
 }
@@ -169,7 +175,13 @@ fn image(path: &PathRef, grants: &Grants, ids: Option<&Ids>) -> Result<OwnedFd> 
     .map_err(fail)?;
     if let Some(ids) = ids {
         let change = MountAttr { idmap: Some(ids.namespace.as_fd()), ..MountAttr::default() };
-        set_attr(&mount, &change).map_err(fail)?;
+        set_attr(&mount, &change).map_err(|error| {
+            if error.is(Errno::INVAL) {
+                let why = "this file system maps no owners on this kernel";
+                return Error::unsupported(why).caused_by(error);
+            }
+            fail(error)
+        })?;
     }
     Ok(mount)
 }

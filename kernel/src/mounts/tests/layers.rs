@@ -41,7 +41,13 @@ async fn root_owners_are_seen_through_a_map_and_stored_without_it() {
     };
     for (steps, stored) in [(vec![bind(at("a"))], "a/file"), (vec![layered], "l/upper/file")] {
         let plan = MountPlan::of(steps).with_ids(ids(100_000));
-        let mount = Executor.mount(&Ctx::background(), &plan, &dir.grants()).await.unwrap();
+        let mount = match Executor.mount(&Ctx::background(), &plan, &dir.grants()).await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                eprintln!("skipped: {}", error.chain());
+                return;
+            }
+            answer => answer.unwrap(),
+        };
         let file = proc_fd(&mount).join("file");
         let owner = |path: &Path| {
             let found = fs::metadata(path).unwrap();
