@@ -7,12 +7,14 @@
 //! | `entry` | making and changing one entry of a directory |
 //! | `xattr` | extended attributes |
 //! | `data` | holes, reflinks, copies in the kernel |
+//! | `mapped` | writing through a shared mapping |
 //!
 //! `dir` in these functions is a directory's descriptor and `name` one plain name in it: anything
 //! with a slash, `.`, `..` or a zero byte is refused, so a name from an archive cannot wander.
 
 mod data;
 mod entry;
+mod mapped;
 mod xattr;
 
 use std::ffi::{CString, OsStr};
@@ -26,6 +28,7 @@ pub use entry::{
     Special, Time, chmod_at, chown_at, hard_link_at, make_special_at, remove_at, set_times_at,
     symlink_at,
 };
+pub use mapped::write_mapped;
 pub use xattr::{XATTR_VALUE_MAX, list_xattrs_at, remove_xattr_at, set_xattr_at, xattr_at};
 
 use crate::error::{Error, Result};

@@ -11,6 +11,7 @@ mod identity;
 mod limits;
 mod signal;
 mod spawn;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use signal::{
     signal_descriptor_drain, wait_for,
 };
 pub use spawn::{Spawn, spawn};
+pub use watch::{WatchedCall, let_happen, mark, name_of_call, next_call, watch_changes};
 
 use rustix::io::Errno;
 
