@@ -56,7 +56,6 @@ fn of_image(shape: &Shape, rounds: usize) -> Result<Vec<Row>> {
     let setup = Setup { memory: Some("4g"), ..Setup::default() };
     let mut daemon = TestDaemon::start(setup)?;
     let place = daemon.path("data/bench"); // in memory, like all of the daemon's data
-    std::fs::create_dir(&place).ok();
     let sandbox = daemon.sandbox();
     sandbox.sh(&format!(
         "mkdir -p {0}; cp -r {1} {0}/layout",
@@ -233,7 +232,7 @@ fn peer_pull(daemon: &TestDaemon, name: &str, place: &Path) -> Result<Duration> 
     let script = format!(
         "set -e; skopeo --insecure-policy copy --quiet --src-tls-verify=false docker://{name} \
          oci:{place}/peer:1 >/dev/null; umoci raw unpack --image {place}/peer:1 {place}/peer-tree \
-         >/dev/null"
+         >/dev/null 2>&1"
     );
     let took = time(daemon.sandbox().command("sh").args(["-c", &script]))?;
     daemon.sandbox().sh(&format!("rm -rf {place}/peer {place}/peer-tree"))?;

@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,7 @@ const READ: usize = 512 << 10;
 const MAX_REDIRECTS: usize = 5;
 /// Connections kept for each origin, and for how long.
 const MAX_IDLE: usize = 8;
-const MAX_AGE: Duration = Duration::from_secs(45);
+const MAX_AGE: Duration = Duration::from_secs(10);
 /// How long a kept connection may take to be ready for the next request.
 const READY: Duration = Duration::from_secs(1);
 
@@ -158,25 +159,52 @@ type Origin = (bool, String, u16);
 
 /// Connections that wait for another request.
 #[derive(Default)]
-struct Pool(Mutex<HashMap<Origin, Vec<(Instant, Link)>>>);
+struct Pool {
+    idle: Mutex<HashMap<Origin, Vec<(Instant, Link)>>>,
+    /// Whether somebody will look for connections that have waited too long.
+    swept: AtomicBool,
+}
 
 impl Pool {
+    fn idle(&self) -> MutexGuard<'_, HashMap<Origin, Vec<(Instant, Link)>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take(&self, origin: &Origin) -> Option<Link> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.idle();
         let idle = all.get_mut(origin)?;
         idle.retain(|(since, _)| since.elapsed() < MAX_AGE);
         idle.pop().map(|(_, link)| link)
     }
 
-    fn put(&self, origin: Origin, link: Link) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, idle| {
-            idle.retain(|(since, _)| since.elapsed() < MAX_AGE);
-            !idle.is_empty()
-        });
-        let idle = all.entry(origin).or_default();
-        if idle.len() < MAX_IDLE {
-            idle.push((Instant::now(), link));
+    fn put(self: &Arc<Self>, origin: Origin, link: Link) {
+        {
+            let mut all = self.idle();
+            let idle = all.entry(origin).or_default();
+            if idle.len() < MAX_IDLE {
+                idle.push((Instant::now(), link));
+            }
+        }
+        if !self.swept.swap(true, Ordering::SeqCst) {
+            tokio::spawn(Self::sweep(Arc::downgrade(self)));
+        }
+    }
+
+    /// Closes what nobody asked for again, until nothing is left or the client is gone.
+    async fn sweep(pool: Weak<Self>) {
+        loop {
+            tokio::time::sleep(MAX_AGE).await;
+            let Some(pool) = pool.upgrade() else { return };
+            let mut all = pool.idle();
+            all.retain(|_, idle| {
+                idle.retain(|(since, _)| since.elapsed() < MAX_AGE);
+                !idle.is_empty()
+            });
+            if all.is_empty() {
+                // Under the lock: whoever puts the next one in sees it.
+                pool.swept.store(false, Ordering::SeqCst);
+                return;
+            }
         }
     }
 }
