@@ -12,6 +12,7 @@ mod daemon;
 mod events;
 mod exec;
 mod image_archives;
+mod image_sizes;
 mod images;
 mod limits;
 mod login;

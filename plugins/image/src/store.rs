@@ -1,6 +1,7 @@
 //! The store: the truth in the metadata database, the view in memory, and what may run beside what.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -8,12 +9,12 @@ use async_trait::async_trait;
 use gantry_sdk::events::{Event, EventBus};
 use gantry_sdk::id::Digest;
 use gantry_sdk::kinds::blobs::{BlobStore, ContentOwner, Droppable};
-use gantry_sdk::kinds::images::{CommitImage, Image, ImageStore, ImageUser, ImageUsers};
-use gantry_sdk::kinds::layers::{Hold, LayerStore};
+use gantry_sdk::kinds::images::{CommitImage, Image, ImageStore, ImageUser, ImageUsers, Loaded};
+use gantry_sdk::kinds::layers::{Hold, LayerProgress, LayerStore};
 use gantry_sdk::kinds::metadata::{Change, MetadataStore};
 use gantry_sdk::registry::Registry;
 use gantry_sdk::tasks::Tasks;
-use gantry_sdk::{Ctx, Error, Result};
+use gantry_sdk::{Ctx, Error, ErrorKind, Result};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
@@ -284,16 +285,20 @@ impl Store {
     }
 
     /// Removes what nothing refers to, if there may be something. What is being brought or read is
-    /// kept by leases, so this waits for nobody.
-    pub async fn tidy(&self, cx: &Ctx) {
+    /// kept by leases, so this waits for nobody. False if it has to be tried again.
+    pub async fn tidy(&self, cx: &Ctx) -> bool {
         let _alone = self.tidying.lock().await;
         if !self.litter.swap(false, Ordering::SeqCst) {
-            return;
+            return true;
         }
-        if let Err(error) = self.collect(cx).await {
-            self.litter.store(true, Ordering::SeqCst);
+        let Err(error) = self.collect(cx).await else { return true };
+        self.litter.store(true, Ordering::SeqCst);
+        if error.kind() == ErrorKind::Unavailable {
+            tracing::debug!(error = %error.chain(), "Image content is not collected yet.");
+        } else {
             tracing::warn!(error = %error.chain(), "Cannot remove unused image content.");
         }
+        false
     }
 
     async fn collect(&self, cx: &Ctx) -> Result<()> {
@@ -456,5 +461,14 @@ impl ImageStore for Store {
 
     async fn commit(&self, cx: &Ctx, commit: CommitImage) -> Result<Digest> {
         crate::commit::commit(self, cx, commit).await
+    }
+
+    async fn load(
+        &self,
+        cx: &Ctx,
+        source: Box<dyn Read + Send>,
+        progress: Option<LayerProgress>,
+    ) -> Result<Vec<Loaded>> {
+        crate::load::direct::load(self, cx, source, progress).await
     }
 }

@@ -2,6 +2,7 @@
 //! were forced away from containers, once the last of these is gone.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use gantry_sdk::Ctx;
 use gantry_sdk::events::Event;
@@ -11,16 +12,21 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 use crate::store::Store;
 
+/// Time until the next try after a failed one, which doubles up to the longest.
+const FIRST_TRY: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_secs(60);
+
 /// Tidies up now, which also ends what an interrupted daemon has begun, and then whenever there may
 /// be something to remove. Ends with the daemon.
 pub async fn upkeep(store: Arc<Store>) {
     let stopping = store.tasks.stopping().clone();
     let mut events = store.events.watch();
+    let mut pause = FIRST_TRY;
     loop {
         // Nobody who could say what is used means that nobody has been asked.
-        if !store.registry.all::<ImageUsers>().is_empty() {
-            store.tidy(&Ctx::background()).await;
-        }
+        let done =
+            !store.registry.all::<ImageUsers>().is_empty() && store.tidy(&Ctx::background()).await;
+        pause = if done { FIRST_TRY } else { LONGEST.min(pause * 2) };
         tokio::select! {
             removed = container_removed(&store, &mut events) => {
                 if !removed {
@@ -29,6 +35,7 @@ pub async fn upkeep(store: Arc<Store>) {
                 store.mark_litter();
             }
             () = store.littered() => {}
+            () = tokio::time::sleep(pause), if !done => {}
             () = stopping.cancelled() => return,
         }
     }

@@ -201,7 +201,8 @@ async fn a_stalled_load_keeps_what_it_brought_and_nothing_else() {
     });
     let body_of = http_body_util::StreamBody::new(frames);
     let request = Request { body: http_body_util::BodyExt::boxed_unsync(body_of), ..request };
-    let load = tokio::spawn(crate::handlers::load(world.store.clone(), request));
+    let load = crate::handlers::load(world.store.clone(), request);
+    let load = world.store.tasks.spawn("load", load);
     // All but the end: the layer is in the store.
     let (most, end) = archive.split_at(archive.len() - 2048);
     tokio::io::AsyncWriteExt::write_all(&mut body, most).await.unwrap();
