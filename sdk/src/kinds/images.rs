@@ -1,11 +1,13 @@
 //! The image store, as other plugins use it.
 
+use std::io::Read;
+
 use gantry_api::image::ImageConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::id::Digest;
 use crate::kind;
-use crate::kinds::layers::{Chain, ContainerLayer};
+use crate::kinds::layers::{Chain, ContainerLayer, LayerProgress};
 use crate::reference::Reference;
 
 /// An image that a container can be made from.
@@ -49,6 +51,17 @@ pub struct CommitImage {
     pub container_config: ImageConfig,
 }
 
+/// An image that came with an archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Digest of its configuration.
+    pub id: Digest,
+    /// The names that now mean it, `name:tag`.
+    pub tags: Vec<String>,
+    /// Names it took over, and the images that had them.
+    pub renamed: Vec<(String, Digest)>,
+}
+
 /// Who uses an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageUser {
@@ -60,7 +73,7 @@ pub struct ImageUser {
 
 kind! {
     /// Images by reference, id or prefix of an id.
-    pub trait ImageStore: Images = "images" (1, 1), budget None => {
+    pub trait ImageStore: Images = "images" (1, 2), budget None => {
         /// The image that `reference` means: a name with tag or digest, an id, or a unique prefix of
         /// one. `platform` restricts it (`os/arch[/variant]`).
         ///
@@ -80,6 +93,16 @@ kind! {
         /// `InvalidArgument` for a bad name or instruction; `NotFound` if the container's layer is
         /// gone; those of the stores.
         async fn commit(&self, cx: &Ctx, commit: CommitImage) -> Result<Digest>;
+
+        /// Makes images of everything in an archive: one of `docker save` or an OCI image layout.
+        /// Layers of images that are here may be missing from it. `source` is read on a blocking
+        /// thread; `progress` hears of unpacking.
+        ///
+        /// # Errors
+        ///
+        /// `InvalidArgument` for an archive that is damaged, incomplete or not what it says; what
+        /// `source` reports; those of the stores. The images before the one that fails stay.
+        async fn load(&self, cx: &Ctx, source: Box<dyn Read + Send>, progress: Option<LayerProgress>) -> Result<Vec<Loaded>>;
     }
 }
 

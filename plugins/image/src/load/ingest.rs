@@ -323,9 +323,7 @@ impl Archive {
         let Some(at) = self.find(path) else { return Ok(None) };
         match &self.members[&at] {
             Member::Blob(stored) => Ok(Some((stored.digest.clone(), stored.bytes))),
-            Member::Small(bytes) => {
-                Ok(Some((self.sink.store(bytes, None)?, bytes.len() as u64)))
-            }
+            Member::Small(bytes) => Ok(Some((self.sink.store(bytes, None)?, bytes.len() as u64))),
             Member::Coming(_) | Member::Link(_) => Ok(None),
         }
     }

@@ -7,8 +7,9 @@
 //! | `docker save` before 1.10 | `repositories` | [`legacy`] |
 //!
 //! All of them end as [`Candidate`]s: a configuration, layers and names, which are checked against
-//! each other, unpacked and then committed at once.
+//! each other, unpacked and then committed at once. [`direct`] is for other plugins.
 
+pub mod direct;
 pub mod docker;
 pub mod ingest;
 pub mod legacy;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use gantry_api::image::OciDescriptor;
 use gantry_archive::Compression;
 use gantry_sdk::id::Digest;
-use gantry_sdk::kinds::layers::{Chain, ChainLayer, Hold};
+use gantry_sdk::kinds::layers::{Chain, ChainLayer, Hold, LayerProgress};
 use gantry_sdk::reference::Reference;
 use gantry_sdk::route::BodySender;
 use gantry_sdk::{Ctx, Error, Result};
@@ -159,11 +160,7 @@ pub async fn admit_all(
     let mut untagged = Vec::new();
     let mut any_tag = false;
     for mut candidate in candidates {
-        let file = ImageFile::parse(&candidate.config)?;
-        let platform = Platform::new(file.os(), &file.architecture, &file.variant);
-        if file.os() != "linux" {
-            return Err(Error::invalid(format!("cannot load {} image on linux", file.os())));
-        }
+        let (file, platform) = parsed(&candidate)?;
         if !wanted.is_empty() && !wanted.iter().any(|w| w.accepts(&platform)) {
             continue;
         }
@@ -173,6 +170,7 @@ pub async fn admit_all(
             // What does not run here is unpacked if somebody wants to run it nevertheless.
             unpack: !wanted.is_empty() || Platform::host().accepts(&platform),
             reporter: (!quiet).then(|| Reporter::new(sender.clone())),
+            progress: None,
         };
         let (entry, renamed, back) = admit(store, cx, archive, candidate, file, work).await?;
         archive = back;
@@ -204,6 +202,16 @@ pub async fn admit_all(
     Ok(())
 }
 
+/// The configuration of an image that can be used on this kernel.
+fn parsed(candidate: &Candidate) -> Result<(ImageFile, Platform)> {
+    let file = ImageFile::parse(&candidate.config)?;
+    if file.os() != "linux" {
+        return Err(Error::invalid(format!("cannot load {} image on linux", file.os())));
+    }
+    let platform = Platform::new(file.os(), &file.architecture, &file.variant);
+    Ok((file, platform))
+}
+
 async fn say(sender: &BodySender, text: String) {
     // A client that is gone still gets its image: everything is here already.
     sender.json(&gantry_api::ProgressMessage::stream(text)).await;
@@ -219,6 +227,8 @@ pub fn digest_of(bytes: &[u8]) -> Digest {
 struct Work {
     unpack: bool,
     reporter: Option<Reporter>,
+    /// Hears of unpacking if there is no reporter.
+    progress: Option<LayerProgress>,
 }
 
 /// Checks one image, unpacks it and commits it with its names.
@@ -247,7 +257,7 @@ async fn admit(
         manifests: stored.manifests,
         indexes: stored.indexes,
         unpack: work.unpack,
-        progress: work.reporter.as_ref().map(Reporter::callback),
+        progress: work.reporter.as_ref().map(Reporter::callback).or(work.progress),
         ..Admission::new(content, file)
     };
     let admitted = store.admit(cx, admission);
@@ -316,7 +326,9 @@ fn store_content(
     let (mut indexes, mut manifests) = (Vec::new(), Vec::new());
     if let Some(target) = candidate.target.as_deref() {
         if content.manifest.is_none() {
-            return Err(Error::invalid("invalid archive: its layers are not those of its manifest"));
+            return Err(Error::invalid(
+                "invalid archive: its layers are not those of its manifest",
+            ));
         }
         for (digest, text) in &target.indexes {
             indexes.push(sink.store(text, Some(digest))?);

@@ -287,8 +287,8 @@ impl Feed {
         let current = (Vec::new(), 0);
         let source = Pieces { pieces, used, current, at: 0, complete: complete.clone() };
         let (layers, cx) = (sink.layers.clone(), sink.cx.clone());
-        let staging = Handle::current()
-            .spawn(async move { layers.stage(&cx, Box::new(source), None).await });
+        let staging =
+            Handle::current().spawn(async move { layers.stage(&cx, Box::new(source), None).await });
         Self { full: Some(full), empty, complete, staging }
     }
 
