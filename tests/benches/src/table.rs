@@ -90,7 +90,7 @@ pub(crate) fn render(rows: &[Row]) -> String {
         let _ = write!(text, "{what:<40} {:>9.2} {p95:>9}", row.median);
         if let Some((floor, floor_is, aim)) = &row.beside {
             let met = if row.median <= *aim { "met" } else { "missed" };
-            let _ = write!(text, " {floor:>9.2} {aim:>7}  {met:<7} {floor_is}");
+            let _ = write!(text, " {floor:>9.2} {aim:>7.1}  {met:<7} {floor_is}");
         }
         text.push('\n');
     }

@@ -188,7 +188,7 @@ impl Job {
         }
         put(&self.cx, &*store.blobs, &lease, &image.config, &content.config.0).await?;
         let manifests = self.manifests(&image, statements, &lease).await?;
-        let blobs: Vec<Digest> = content.layers.iter().map(|layer| layer.blob.clone()).collect();
+        let blobs = all_blobs(&image, &content)?;
         let admission = Admission {
             indexes: inner_indexes(&image)?,
             target: Some(target),

@@ -126,7 +126,9 @@ impl Job<'_> {
         let tag = name.tag().unwrap_or_default();
         self.repository.put_manifest(&self.cx, tag, &top.media_type, &top.bytes).await?;
 
-        let digests: Vec<Digest> = plan.blobs.iter().map(|blob| blob.digest.clone()).collect();
+        let documents = plan.documents.iter().chain([top]).map(|document| &document.digest);
+        let blobs = plan.blobs.iter().map(|blob| &blob.digest);
+        let digests: Vec<Digest> = blobs.chain(documents).cloned().collect();
         store.distributed(&self.cx, &digests, &name.name()).await?;
         plan.remember(store, &self.cx, name).await?;
         store.report("push", &plan.entry, name.familiar());

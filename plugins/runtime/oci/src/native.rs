@@ -128,7 +128,12 @@ impl Runtime for Oci {
             let found = container(Some(connection), pid, group);
             return Ok(match (state.phase, state.exit) {
                 (Phase::Exited, Some(exit)) => Recovered::Exited(sdk_exit(exit), found),
-                (Phase::Running | Phase::Paused, _) if state.id == id => Recovered::Running(found),
+                (Phase::Running, _) if state.id == id => Recovered::Running(found),
+                // Only a commit pauses, and the one that did went with the last daemon.
+                (Phase::Paused, _) if state.id == id => {
+                    found.resume().await?;
+                    Recovered::Running(found)
+                }
                 // A daemon died in the middle of a launch: nobody was told of this container.
                 _ => {
                     found.delete().await?;
