@@ -119,6 +119,12 @@ impl<K: StackKind> Stacks<K> {
     /// Why it does not work.
     pub async fn probe(&self, grants: &Grants, mounts: &dyn MountExecutor) -> Result<()> {
         const KEYS: [&str; 3] = ["probe-upper", "probe-lower", "probe-making"];
+        if !self.layers.tells_types()? {
+            return Err(Error::unsupported(format!(
+                "the directories of its file system ({}) do not tell types",
+                self.layers.backing_file_system()
+            )));
+        }
         let cx = Ctx::background();
         for key in KEYS {
             self.remove(&cx, key).await?;

@@ -1,14 +1,11 @@
 //! Registration, and the question whether this host can mount anything here.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
-use gantry_layer_dirs::{Layers, SIZE, STORAGE_OPTS, check_options, serve};
+use gantry_layer_dirs::{SIZE, STORAGE_OPTS, check_options, serve};
 use gantry_sdk::kinds::storage::Storage;
-use gantry_sdk::mounts::{Grants, MountExecutor};
 use gantry_sdk::registry::Kind;
 use gantry_sdk::{
-    ConfigKey, Context, Descriptor, Error, Init, Phase, Plugin, Provide, Registration, Result,
+    ConfigKey, Context, Descriptor, Init, Phase, Plugin, Provide, Registration, Result,
 };
 
 use crate::{FuseOverlayfs, STEPS};
@@ -36,21 +33,16 @@ impl Plugin for FusePlugin {
         let mounts = cx.mounts.clone();
         let usable = move |layers, grants| {
             let mounts = mounts.clone();
-            async move { probe(layers, &grants, mounts.as_ref()).await.map_err(|e| e.chain()) }
+            async move {
+                FuseOverlayfs::new(layers)
+                    .probe(&grants, mounts.as_ref())
+                    .await
+                    .map_err(|e| e.chain())
+            }
         };
         match serve(cx, NAME, STEPS, SIZES, FuseOverlayfs::new, usable).await? {
             None => Ok(Init::Ready),
             Some(why) => Ok(Init::Skipped(format!("fuse-overlayfs does not work: {why}"))),
         }
     }
-}
-
-async fn probe(layers: Arc<Layers>, grants: &Grants, mounts: &dyn MountExecutor) -> Result<()> {
-    if !layers.tells_types()? {
-        return Err(Error::unsupported(format!(
-            "the directories of its file system ({}) do not tell types",
-            layers.backing_file_system()
-        )));
-    }
-    FuseOverlayfs::new(layers).probe(grants, mounts).await
 }

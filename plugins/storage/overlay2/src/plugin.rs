@@ -1,14 +1,11 @@
 //! Registration, and the question whether this host can mount overlays here.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
-use gantry_layer_dirs::{Layers, SIZE, STORAGE_OPTS, check_options, serve};
+use gantry_layer_dirs::{SIZE, STORAGE_OPTS, check_options, serve};
 use gantry_sdk::kinds::storage::Storage;
-use gantry_sdk::mounts::{Grants, MountExecutor};
 use gantry_sdk::registry::Kind;
 use gantry_sdk::{
-    ConfigKey, Context, Descriptor, Error, Init, Phase, Plugin, Provide, Registration, Result,
+    ConfigKey, Context, Descriptor, Init, Phase, Plugin, Provide, Registration, Result,
 };
 
 use crate::{Overlay2, STEPS};
@@ -36,21 +33,13 @@ impl Plugin for Overlay2Plugin {
         let mounts = cx.mounts.clone();
         let usable = move |layers, grants| {
             let mounts = mounts.clone();
-            async move { probe(layers, &grants, mounts.as_ref()).await.map_err(|e| e.chain()) }
+            async move {
+                Overlay2::new(layers).probe(&grants, mounts.as_ref()).await.map_err(|e| e.chain())
+            }
         };
         match serve(cx, NAME, STEPS, SIZES, Overlay2::new, usable).await? {
             None => Ok(Init::Ready),
             Some(why) => Ok(Init::Skipped(format!("overlay mounts do not work: {why}"))),
         }
     }
-}
-
-async fn probe(layers: Arc<Layers>, grants: &Grants, mounts: &dyn MountExecutor) -> Result<()> {
-    if !layers.tells_types()? {
-        return Err(Error::unsupported(format!(
-            "the directories of its file system ({}) do not tell types",
-            layers.backing_file_system()
-        )));
-    }
-    Overlay2::new(layers).probe(grants, mounts).await
 }
