@@ -20,6 +20,7 @@ mod logs;
 mod networks;
 mod publish;
 mod registry;
+mod retention;
 mod run;
 mod run_security;
 mod runtimes;
