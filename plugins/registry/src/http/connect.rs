@@ -90,13 +90,34 @@ async fn in_time<T>(
     timeout(CONNECT, work).await.unwrap_or_else(|_| Err(ClientError::Slow(url.authority.clone())))
 }
 
-/// The commonest mistake deserves better than "received corrupt message".
+/// What is wrong with TLS, in the words that operators know from the reference engine.
 fn in_words(error: std::io::Error) -> std::io::Error {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    if matches!(inner, Some(rustls::Error::InvalidMessage(_))) {
-        return std::io::Error::new(error.kind(), "the server does not speak TLS");
-    }
-    error
+    use rustls::{CertificateError as Wrong, Error as Tls};
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
+    let text = match inner {
+        Some(Tls::InvalidMessage(_)) => "the server does not speak TLS".to_owned(),
+        Some(Tls::InvalidCertificate(wrong)) => {
+            let why = match wrong {
+                Wrong::UnknownIssuer => "certificate signed by unknown authority".to_owned(),
+                // Its own authority, which nobody here trusts.
+                Wrong::Other(why) if why.to_string().contains("CaUsedAsEndEntity") => {
+                    "certificate signed by unknown authority".to_owned()
+                }
+                Wrong::Expired | Wrong::ExpiredContext { .. } => {
+                    "certificate has expired or is not yet valid".to_owned()
+                }
+                Wrong::NotValidForNameContext { expected, presented } => format!(
+                    "certificate is valid for {}, not {}",
+                    presented.join(", "),
+                    expected.to_str()
+                ),
+                other => other.to_string(),
+            };
+            format!("tls: failed to verify certificate: x509: {why}")
+        }
+        _ => return error,
+    };
+    std::io::Error::new(error.kind(), text)
 }
 
 /// The first address of the host that answers; each has a head start over the next, unless it fails.
