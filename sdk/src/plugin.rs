@@ -134,6 +134,8 @@ pub struct Descriptor {
     pub config: &'static [ConfigKey],
     /// Checks the values of those keys without side effects; returns every mistake.
     pub check_config: fn(&ConfigView) -> Vec<String>,
+    /// The same for its own section, [`Context::own_config`](crate::Context::own_config).
+    pub check_section: fn(&serde_json::Value) -> Vec<String>,
     /// Whether the daemon must not run without it. Configuration overrides both ways.
     pub required: bool,
 }
@@ -141,6 +143,21 @@ pub struct Descriptor {
 /// No configuration to check.
 pub fn no_config(_: &ConfigView) -> Vec<String> {
     Vec::new()
+}
+
+/// The mistakes of what was parsed, for [`Descriptor::check_section`]: none, or the error with its
+/// causes.
+pub fn mistakes<T>(parsed: crate::Result<T>) -> Vec<String> {
+    parsed.err().map(|error| error.chain()).into_iter().collect()
+}
+
+/// A plugin without a section of its own takes none.
+pub fn no_section(section: &serde_json::Value) -> Vec<String> {
+    if section.is_null() {
+        Vec::new()
+    } else {
+        vec!["this plugin takes no configuration of its own".to_owned()]
+    }
 }
 
 impl Descriptor {
@@ -156,6 +173,7 @@ impl Descriptor {
             commands: &[],
             config: &[],
             check_config: no_config,
+            check_section: no_section,
             required: true,
         }
     }

@@ -200,9 +200,13 @@ fn is_claimed(opt: &Opt, descriptors: &[&Descriptor]) -> bool {
 
 fn check_sections(sections: &PluginSections, descriptors: &[&Descriptor], problems: &mut Problems) {
     for (id, section) in sections {
-        if !descriptors.iter().any(|d| d.id == id) {
-            let place = section.place.clone().unwrap_or(Place::Whole);
+        let place = section.place.clone().unwrap_or(Place::Whole);
+        let Some(descriptor) = descriptors.iter().find(|d| d.id == id) else {
             problems.add(&place, format!("there is no plugin {id:?} in this build"));
+            continue;
+        };
+        for message in (descriptor.check_section)(&section.config) {
+            problems.add(&place.child("config"), message);
         }
     }
 }
@@ -306,18 +310,22 @@ mod tests {
     fn every_mistake_of_every_layer_is_in_one_message() {
         let error = load(
             &["--bip=bad", "--bridge=br0", "--log-level=loud", "-H", "ftp://x", "--label=nolabel"],
-            json!({"debug": 1, "kernel-plugins": {"ghost": {}}, "min-api-version": "9.9"}),
+            json!({
+                "debug": 1, "min-api-version": "9.9",
+                "kernel-plugins": {"ghost": {}, "net": {"config": {"mtu": 9}}},
+            }),
         )
         .unwrap_err();
         assert_eq!(
             error,
-            "invalid configuration, 8 mistakes:\n  \
+            "invalid configuration, 9 mistakes:\n  \
              --bip: invalid address \"bad\"\n  \
              --host: invalid bind address (ftp://x): unsupported proto 'ftp'\n  \
              --label: bad attribute format: nolabel\n  \
              --log-level: invalid logging level: loud\n  \
              /daemon.json: /debug: must be true or false, not a number\n  \
              /daemon.json: /kernel-plugins/ghost: there is no plugin \"ghost\" in this build\n  \
+             /daemon.json: /kernel-plugins/net/config: this plugin takes no configuration of its own\n  \
              /daemon.json: /min-api-version: maximum supported API version is 1.55: 9.9\n  \
              configuration: bip and bridge exclude each other"
                 .replace("1.55", &crate::version::NEWEST.to_string())

@@ -101,7 +101,7 @@ mod tests {
         let old = config(&json!({"debug": false, "mtu": 1500, "bip": "1.1.1.1/8"}));
         let new = config(&json!({
             "debug": true, "mtu": 9000, "live-restore": true, "labels": ["a=b"],
-            "kernel-plugins": {"a": {"config": 1}},
+            "kernel-plugins": {"a": {"init-timeout": 9}},
         }));
         let changes = changes(&old, &new, &[&A, &B]);
         let names = |set: &BTreeSet<String>| set.iter().cloned().collect::<Vec<_>>().join(" ");

@@ -26,6 +26,7 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use gantry_sdk::kinds::blobs::Blobs;
 use gantry_sdk::kinds::metadata::Metadata;
+use gantry_sdk::plugin::mistakes;
 use gantry_sdk::registry::Kind as _;
 use gantry_sdk::tasks::Tasks;
 use gantry_sdk::{
@@ -55,6 +56,7 @@ static DESCRIPTOR: Descriptor = Descriptor {
         RouteDecl::new("governor", Method::Get, "/x/content/governor"),
         RouteDecl::new("collect", Method::Post, "/x/content/collect"),
     ],
+    check_section: |section| mistakes(Settings::parse(section)),
     ..Descriptor::new("content", Phase::Content)
 };
 

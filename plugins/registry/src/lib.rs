@@ -39,6 +39,7 @@ use gantry_sdk::kinds::info::Info;
 use gantry_sdk::kinds::registry::{
     Access, Credentials, Registries, RegistryClient, Repository, TransferLimits,
 };
+use gantry_sdk::plugin::mistakes;
 use gantry_sdk::reference::Reference;
 use gantry_sdk::{
     ApiVersion, ConfigView, Context, Descriptor, Error, ErrorKind, Init, Method, Phase, Plugin,
@@ -79,6 +80,7 @@ static DESCRIPTOR: Descriptor = Descriptor {
     routes: ROUTES,
     config: settings::KEYS,
     check_config: settings::check,
+    check_section: |section| mistakes(Rules::parse(section)),
     ..Descriptor::new("registry", Phase::Content)
 };
 

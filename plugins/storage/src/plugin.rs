@@ -28,6 +28,7 @@ static DESCRIPTOR: Descriptor = Descriptor {
     commands: command::COMMANDS,
     config: &[ConfigKey::fixed("storage-driver"), ConfigKey::fixed("storage-opts")],
     check_config,
+    check_section: Rules::check,
     ..Descriptor::new("layers", Phase::Storage)
 };
 

@@ -33,6 +33,12 @@ pub struct InstanceConfig {
 }
 
 impl Instances {
+    /// Every mistake of a driver's section, for
+    /// [`Descriptor::check_section`](gantry_sdk::Descriptor::check_section).
+    pub fn check(section: &serde_json::Value) -> Vec<String> {
+        gantry_sdk::plugin::mistakes(Self::parse(section))
+    }
+
     /// From [`Context::own_config`].
     ///
     /// # Errors

@@ -49,12 +49,31 @@ pub(crate) enum Choice<'a> {
 }
 
 impl Rules {
+    /// Every mistake of the section, as far as it can be seen before the instances are known.
+    pub fn check(section: &serde_json::Value) -> Vec<String> {
+        gantry_sdk::plugin::mistakes(Self::read(section))
+    }
+
     /// Reads the section; `known` are the names of instances that exist, usable or not.
     ///
     /// # Errors
     ///
     /// `InvalidArgument` naming the mistake.
     pub fn parse(own_config: &serde_json::Value, known: &[String]) -> Result<Self> {
+        let rules = Self::read(own_config)?;
+        for (at, rule) in rules.rules.iter().enumerate() {
+            let driver = &rule.driver;
+            if !known.contains(driver) {
+                let known = known.join(", ");
+                return Err(Error::invalid(format!(
+                    "layers: rule {at}: no storage instance is named {driver:?} (there are: {known})"
+                )));
+            }
+        }
+        Ok(rules)
+    }
+
+    fn read(own_config: &serde_json::Value) -> Result<Self> {
         if own_config.is_null() {
             return Ok(Self::default());
         }
@@ -64,17 +83,10 @@ impl Rules {
             return Err(Error::invalid(format!("layers: more than {LIMIT} rules")));
         }
         for (at, rule) in rules.rules.iter().enumerate() {
-            let driver = &rule.driver;
             if rule.image.is_none() && rule.runtime.is_none() {
                 return Err(Error::invalid(format!(
                     "layers: rule {at} names neither an image nor a runtime; for all containers set \
                      storage-driver"
-                )));
-            }
-            if !known.contains(driver) {
-                let known = known.join(", ");
-                return Err(Error::invalid(format!(
-                    "layers: rule {at}: no storage instance is named {driver:?} (there are: {known})"
                 )));
             }
         }

@@ -1,7 +1,7 @@
 //! Registration.
 
 use async_trait::async_trait;
-use gantry_layer_dirs::{SIZE, STORAGE_OPTS, check_options, serve};
+use gantry_layer_dirs::{Instances, SIZE, STORAGE_OPTS, check_options, serve};
 use gantry_sdk::kinds::storage::Storage;
 use gantry_sdk::registry::Kind;
 use gantry_sdk::{
@@ -19,6 +19,7 @@ static DESCRIPTOR: Descriptor = Descriptor {
     provides: &[Provide::new(Storage::NAME, NAME)],
     config: &[ConfigKey::fixed(STORAGE_OPTS)],
     check_config: |view| check_options(view, NAME, SIZES),
+    check_section: Instances::check,
     required: false,
     ..Descriptor::new("storage.vfs", Phase::Storage)
 };
