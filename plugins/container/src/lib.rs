@@ -60,6 +60,7 @@ pub mod spec;
 pub mod state;
 pub mod stream;
 mod task;
+mod waiting;
 
 use engine::Engine;
 use services::Service;

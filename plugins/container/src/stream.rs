@@ -1,11 +1,13 @@
 //! Between a client's hijacked connection and a shim's stream.
 
 use std::os::unix::net::UnixStream as StdStream;
+use std::time::Duration;
 
 use gantry_sdk::route::HijackedIo;
 use gantry_sdk::{Error, Request, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 
 /// Raw bytes of a terminal, and what clients before 1.42 expect of everything.
 pub const RAW: &str = "application/vnd.docker.raw-stream";
@@ -13,6 +15,8 @@ pub const RAW: &str = "application/vnd.docker.raw-stream";
 pub const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
 
 const BUFFER: usize = 64 << 10;
+/// How often a client that has ended its input is asked whether it still listens.
+const STILL_THERE: Duration = Duration::from_secs(1);
 
 /// The content type of a stream of a process.
 pub fn content_type(request: &Request, tty: bool) -> &'static str {
@@ -95,18 +99,21 @@ pub async fn copy(
 ) -> End {
     let (client_in, mut client_out) = tokio::io::split(client);
     let (mut shim_in, shim_out) = shim.into_split();
+    let (ended, input_ended) = watch::channel(false);
     let input = async move {
-        if stdin {
+        let end = if stdin {
             copy_input(client_in, shim_out, keys).await
         } else {
             // Nothing is expected from the client but its end.
             drain(client_in).await;
             drop(shim_out);
             Ok(End::Closed)
-        }
+        };
+        ended.send_replace(true);
+        end
     };
     let output = async {
-        let copied = copy_output(&mut shim_in, &mut client_out).await;
+        let copied = copy_output(&mut shim_in, &mut client_out, input_ended).await;
         settled.await;
         let _ = client_out.shutdown().await;
         copied
@@ -130,13 +137,27 @@ async fn drain(mut from: impl AsyncRead + Unpin) {
     while matches!(from.read(&mut buffer).await, Ok(n) if n > 0) {}
 }
 
+/// Until the process has closed its output, or nobody is there to read it.
 async fn copy_output(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
+    mut input_ended: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
-        let n = from.read(&mut buffer).await?;
+        let ask = async {
+            let _ = input_ended.wait_for(|ended| *ended).await; // an error: it has ended, too
+            tokio::time::sleep(STILL_THERE).await;
+        };
+        let n = tokio::select! {
+            n = from.read(&mut buffer) => n?,
+            () = ask => {
+                // A process that is silent, or was never started, must not keep who has gone: the
+                // end of input may be all that is heard of that. Nothing is written, but it fails.
+                to.write(&[]).await?;
+                continue;
+            }
+        };
         if n == 0 {
             return Ok(());
         }
@@ -216,6 +237,30 @@ mod tests {
                 end |= done;
             }
             assert_eq!((got.as_slice(), end), (passed, detached), "{reads:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_ends_the_copying_though_the_process_is_silent() {
+        for stdin in [false, true] {
+            let (mut client, far) = UnixStream::pair().unwrap();
+            let (theirs, ours) = pair().unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            let mut process = UnixStream::from_std(theirs).unwrap();
+            let copying = tokio::spawn(async move {
+                let keys = DetachKeys::none();
+                copy(Box::pin(far), ours, &keys, stdin, std::future::ready(())).await
+            });
+            // The end of its input is not the end of the client.
+            client.shutdown().await.unwrap();
+            tokio::time::sleep(STILL_THERE * 3 / 2).await;
+            process.write_all(b"said").await.unwrap();
+            let mut said = [0; 4];
+            client.read_exact(&mut said).await.unwrap();
+            assert_eq!(&said, b"said");
+            drop(client);
+            assert_eq!(copying.await.unwrap(), End::Closed);
+            assert!(process.write_all(b"more").await.is_err());
         }
     }
 

@@ -22,6 +22,7 @@ use crate::record::Record;
 use crate::remove;
 use crate::restart::{self, Backoff};
 use crate::state::{Action, Command, Fact, Refusal, State};
+use crate::waiting::Clients;
 
 /// Messages that may wait for one container; more senders wait in turn.
 const MAILBOX: usize = 64;
@@ -49,7 +50,7 @@ pub(crate) struct Task {
     save_at: Option<Instant>,
     restart_at: Option<Instant>,
     backoff: Backoff,
-    waiting: Vec<Attach>,
+    waiting: Clients,
     held: Option<HoldMark>,
     view: watch::Sender<Arc<View>>,
 }
@@ -101,7 +102,7 @@ impl Task {
             save_at: None,
             restart_at: None,
             backoff: Backoff::default(),
-            waiting: Vec::new(),
+            waiting: Clients::default(),
             held: None,
             view,
         };
@@ -206,13 +207,17 @@ impl Task {
     }
 
     async fn start(&mut self) -> Result<()> {
-        self.state.decide(Command::Start).map_err(|r| self.refuse(r))?;
-        self.refuse_if_held()?;
+        let decided = self.state.decide(Command::Start).map_err(|r| self.refuse(r));
+        if let Err(error) = decided.and_then(|_| self.refuse_if_held()) {
+            // As after a start that fails: the client that asked for it has its answer.
+            self.waiting.dismiss();
+            return Err(error);
+        }
         self.restart_at = None;
         if self.ended.is_some() {
             self.settle().await; // the run directory is needed again
         }
-        let attach = std::mem::take(&mut self.waiting);
+        let attach = self.waiting.take();
         match launch::launch(&self.engine, &self.record, attach).await {
             Ok((process, sandbox)) => {
                 let at = SystemTime::now();
@@ -485,7 +490,7 @@ impl Task {
         let ended = self.ended.take();
         match remove::remove(&self.engine, &mut self.record, volumes, ended).await {
             Ok(()) => {
-                self.waiting.clear();
+                self.waiting.dismiss();
                 // Whoever hears of it must find the container gone.
                 self.publish_removed();
                 self.engine.report(&self.record, "destroy", &[]);
@@ -568,10 +573,7 @@ impl Task {
             None if matches!(self.state, State::Removing | State::Dead) => Err(Error::conflict(
                 "You cannot attach to a container that is being removed".to_owned(),
             )),
-            None => {
-                self.waiting.push(attach);
-                Ok(())
-            }
+            None => self.waiting.push(attach),
         }
     }
 
