@@ -350,14 +350,17 @@ impl<'a, R: BufRead> Extractor<'a, R> {
         let wanted = Attributes::of_entry(entry);
         undress(fd, path, &wanted)?;
         self.skipped_xattrs += dress(fd, path, &wanted, &Missing::all(), false)?;
+        // What it hands on to what is put into it may be another thing from now on.
+        self.tree.reopen(real);
         self.date(real.to_vec(), entry);
         Ok(())
     }
 
     fn date(&mut self, real: Vec<u8>, entry: &Entry) {
-        if let Some(acl) = entry.xattrs.get(xattr::DEFAULT_ACL) {
-            self.tree.acls.insert(real.clone(), acl.clone());
-        }
+        match entry.xattrs.get(xattr::DEFAULT_ACL) {
+            Some(acl) => self.tree.acls.insert(real.clone(), acl.clone()),
+            None => self.tree.acls.remove(&real), // the one of the layers below
+        };
         self.tree.times.insert(real, entry.mtime);
     }
 

@@ -152,6 +152,11 @@ impl<'a> Tree<'a> {
         self.acls.retain(|path, _| path != real && !path.starts_with(&inside));
     }
 
+    /// Forgets what is known of the directory `real` itself, which has other attributes now.
+    pub(crate) fn reopen(&mut self, real: &[u8]) {
+        self.cache.retain(|_, dir| dir.real != real);
+    }
+
     /// `last` in `dir` is about to become something else. If it is a link, here or below, no name
     /// leads over it any more.
     pub(crate) fn changing(&mut self, dir: &Dir, last: &[u8]) {

@@ -264,6 +264,90 @@ fn root_layers_mean_the_same_in_both_styles() {
     }
 }
 
+#[test]
+fn root_what_is_put_into_a_directory_has_the_attributes_it_was_given() {
+    if !is_root() {
+        return;
+    }
+    let shared = |h: &mut gantry_testkit::archive::Header| {
+        h.set_mode(0o2775);
+        h.set_gid(50);
+    };
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("top", Tar::default().with("./", b'5', shared).dir("d").file("f", "").end()),
+        (
+            "implied, then given",
+            Tar::default().file("a/x", "").with("a", b'5', shared).dir("a/d").file("a/f", "").end(),
+        ),
+        (
+            "through a link",
+            Tar::default()
+                .dir("a")
+                .symlink("l", "a")
+                .file("l/x", "")
+                .with("a", b'5', shared)
+                .dir("l/d")
+                .file("l/f", "")
+                .end(),
+        ),
+        (
+            "given twice",
+            Tar::default()
+                .with("a", b'5', shared)
+                .file("a/x", "")
+                .dir("a")
+                .dir("a/d")
+                .with("a", b'5', shared)
+                .file("a/f", "")
+                .end(),
+        ),
+    ];
+    for (what, layer) in cases {
+        for whiteouts in [Whiteouts::Overlay, Whiteouts::Remove] {
+            let place = Place::new();
+            place.extract(&layer, whiteouts).unwrap();
+            let top = if what == "top" { place.root() } else { place.root().join("a") };
+            let mode_and_group = |path: &Path| {
+                let meta = path.metadata().unwrap();
+                (meta.mode() & 0o7777, meta.gid())
+            };
+            assert_eq!(mode_and_group(&top), (0o2775, 50), "{what}");
+            assert_eq!(mode_and_group(&top.join("d")), (0o755, 0), "{what}");
+            assert_eq!(mode_and_group(&top.join("f")), (0o644, 0), "{what}");
+        }
+    }
+}
+
+#[test]
+fn root_a_default_list_goes_with_the_entry_that_does_not_have_it() {
+    if !is_root() {
+        return;
+    }
+    let any = u32::MAX.to_le_bytes();
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, bits) in [(1u8, 7u8), (4, 5), (0x20, 1)] {
+        acl.extend_from_slice(&[tag, 0, bits, 0]);
+        acl.extend_from_slice(&any);
+    }
+    let name = "SCHILY.xattr.system.posix_acl_default";
+    let base = Tar::default().pax(&[(name, &acl)]).dir("./").pax(&[(name, &acl)]).dir("a").end();
+    let has_list = |path: &Path| {
+        let answer = rustix::fs::lgetxattr(path, "system.posix_acl_default", &mut [0u8; 64][..]);
+        answer.is_ok()
+    };
+    let mut both = Both::new();
+    for layer in [&base, &Tar::default().dir("./").file("a/x", "").dir("a").dir("a/d").end()] {
+        let (overlay, remove) = both.push(layer);
+        overlay.unwrap();
+        remove.unwrap();
+    }
+    both.assert_same("lists");
+    assert!(has_list(&both.dir.path().join("over0/a")));
+    for path in ["over1", "over1/a", "over1/a/d", "tree1", "tree1/a", "tree1/a/d"] {
+        assert!(!has_list(&both.dir.path().join(path)), "{path}");
+    }
+}
+
 fn any_path() -> impl Strategy<Value = String> {
     prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..4).prop_map(|p| p.join("/"))
 }

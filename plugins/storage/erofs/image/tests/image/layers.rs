@@ -129,6 +129,10 @@ fn root_layers_mean_in_an_image_what_they_mean_in_a_directory() {
         return;
     }
     let t = Tar::default;
+    let shared = |h: &mut Header| {
+        h.set_mode(0o2775);
+        h.set_gid(50);
+    };
     // What each is, whether it can be written alone, and the layer.
     let cases: Vec<(&str, bool, Tar)> = vec![
         ("described", true, t().dir("usr").dir("usr/lib").file("usr/lib/b", "")),
@@ -158,6 +162,12 @@ fn root_layers_mean_in_an_image_what_they_mean_in_a_directory() {
         ("hard link to a link below", false, t().hardlink("h", "lib")),
         ("opaque top", false, t().file("n", "").file(".wh..wh..opq", "").dir("opt")),
         ("described late", false, t().file("usr/x", "").dir("usr")),
+        ("setgid top", true, t().with("./", b'5', shared).dir("d").file("f", "").file("d/f", "")),
+        (
+            "setgid in the end",
+            true,
+            t().dir("s").file("s/x", "").with("s", b'5', shared).dir("s/d").file("s/f", ""),
+        ),
     ];
     for (what, alone, layer) in cases {
         let mut both = Both::new();
