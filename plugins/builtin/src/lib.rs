@@ -8,6 +8,7 @@ use gantry_container as _;
 use gantry_content as _;
 use gantry_events as _;
 use gantry_image as _;
+use gantry_import as _;
 use gantry_ipam as _;
 use gantry_log_json_file as _;
 use gantry_log_none as _;
@@ -35,6 +36,7 @@ pub const IDS: &[&str] = &[
     "content",
     "events",
     "image",
+    "import",
     "ipam.default",
     "layers",
     "log.json-file",
