@@ -149,6 +149,7 @@ impl Store {
             parent: content.parent,
             loaded: Timestamp::now(),
             last_tagged: None,
+            replaced: Vec::new(),
             retired: false,
         };
         let admitted = self.change(cx, |index| {
@@ -227,6 +228,7 @@ impl Store {
 fn keep(record: &mut ImageRecord, before: &ImageRecord) {
     record.last_tagged = before.last_tagged;
     record.loaded = before.loaded;
+    record.replaced.clone_from(&before.replaced);
     record.parent = record.parent.take().or_else(|| before.parent.clone());
     if record.manifest.is_none() && record.layers == before.layers {
         record.manifest.clone_from(&before.manifest);

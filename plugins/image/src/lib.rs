@@ -148,7 +148,8 @@ impl Plugin for ImagePlugin {
         let puller = Arc::new(Puller { store: store.clone(), downloads, unfinished });
         cx.provide::<BlobSources>("image-registries", Arc::new(Repositories(puller.clone())))?;
         cx.route("create", &puller, pull::create);
-        let pusher = Arc::new(Pusher { store: store.clone(), uploads: Slots::default() });
+        let (uploads, packing) = (Slots::default(), Slots::default());
+        let pusher = Arc::new(Pusher { store: store.clone(), uploads, packing });
         cx.route("push", &pusher, push::push);
         cx.route("load", &store, handlers::load);
         let _ = self.0.set(store);

@@ -40,6 +40,10 @@ pub struct ImageRecord {
     /// When it was last tagged here.
     #[serde(default)]
     pub last_tagged: Option<Timestamp>,
+    /// Blobs that were layers once and are compressed now; containers that were made before know
+    /// them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<Digest>,
     /// Removed by force while containers use it: nobody sees it, its layers stay until they are
     /// gone.
     #[serde(default)]
@@ -74,7 +78,7 @@ impl ImageRecord {
 
     /// The blobs it needs beside its configuration.
     pub fn blobs(&self) -> impl Iterator<Item = &Digest> {
-        self.layers.iter().map(|l| &l.blob).chain(&self.manifest)
+        self.layers.iter().map(|l| &l.blob).chain(&self.manifest).chain(&self.replaced)
     }
 }
 

@@ -1,10 +1,12 @@
 //! `docker push`: images to registries.
 //!
-//! Blobs go as they are: they were kept, so nothing is packed again and digests stay. What the
+//! Blobs go as they are: they were kept, so nothing is packed again and digests stay; only layers
+//! that are not compressed, and of which no manifest from elsewhere speaks, become so. What the
 //! registry has is left out, what another repository of the same registry has is mounted from
 //! there. An index goes if all of it is here; else the one image that is meant.
 
 mod lines;
+pub(crate) mod pack;
 mod plan;
 
 use std::fs::File;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 use gantry_api::ProgressMessage;
 use gantry_sdk::id::Digest;
+use gantry_sdk::kinds::blobs::Lease;
 use gantry_sdk::kinds::registry::{Access, Credentials, Registries, Repository};
 use gantry_sdk::reference::Reference;
 use gantry_sdk::route::BodySender;
@@ -21,7 +24,7 @@ use gantry_sdk::{ApiVersion, Ctx, Error, ErrorKind, Request, Response, Result};
 use serde_json::json;
 
 use crate::platform::Platform;
-use crate::record::signed;
+use crate::record::{LayerRecord, signed};
 use crate::slots::Slots;
 use crate::store::Store;
 use lines::Lines;
@@ -34,6 +37,8 @@ pub struct Pusher {
     pub store: Arc<Store>,
     /// Uploads that run.
     pub uploads: Slots,
+    /// Whoever compresses: one at a time, who comes later finds it done.
+    pub packing: Slots,
 }
 
 /// `POST /images/{name}/push`
@@ -106,8 +111,9 @@ impl Job<'_> {
 
     async fn push_one(&self, name: &Reference) -> Result<()> {
         let store = &self.pusher.store;
-        let plan = Plan::make(store, &self.cx, name, self.platform.as_ref()).await?;
         let lease = store.blobs.lease(&self.cx).await?;
+        self.pack(name, &lease).await?;
+        let plan = Plan::make(store, &self.cx, name, self.platform.as_ref()).await?;
         plan.blobs.iter().for_each(|blob| lease.pin(&blob.digest));
         let lines = Arc::new(Lines::default());
         for (row, blob) in plan.blobs.iter().enumerate() {
@@ -141,6 +147,16 @@ impl Job<'_> {
         let aux = json!({"Tag": tag, "Digest": digest, "Size": signed(size as u64)});
         self.sender.json(&ProgressMessage::aux("", aux)).await;
         Ok(())
+    }
+
+    /// Sees that what is pushed is compressed.
+    async fn pack(&self, name: &Reference, lease: &Lease) -> Result<()> {
+        let store = &self.pusher.store;
+        let _slot = self.pusher.packing.take(1).await;
+        let entry = store.index().resolve(&name.to_string(), self.platform.as_ref())?.clone();
+        let lines = Lines::default();
+        let doing = |layer: &LayerRecord| lines.say(0, &layer.diff_id.hex()[..12], "Compressing");
+        lines.during(self.sender, pack::pack(store, &self.cx, &entry, lease, doing)).await
     }
 
     /// Sees that the registry has a blob.

@@ -30,6 +30,7 @@ use sha2::{Digest as _, Sha256};
 use crate::store::{Parts, Store};
 
 mod archives;
+mod packing;
 mod platforms;
 mod removal;
 
