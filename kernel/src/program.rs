@@ -26,6 +26,7 @@ use crate::http::Limits;
 use crate::lifecycle::daemon::{Daemon, Setup};
 use crate::lifecycle::logging;
 use crate::lifecycle::signals::{Request, Signals};
+use crate::lifecycle::workbench::Bench;
 use crate::listen::tls;
 use crate::mounts::Executor;
 use crate::plan::Plan;
@@ -118,9 +119,12 @@ fn run_command(
         Ok(config) => config,
         Err(mistakes) => return complain(&format!("{mistakes}\n"), 1),
     };
+    let client = client_of(&config.kernel.hosts);
+    let bench = Bench::new(plugins.to_vec(), config, (VERSION, REVISION), Executor);
     let mut context = CommandContext {
         args,
-        client: client_of(&config.kernel.hosts),
+        client,
+        workbench: Arc::new(bench),
         out: Box::new(std::io::stdout()),
         err: Box::new(std::io::stderr()),
         interactive: std::io::stdout().is_terminal(),

@@ -4,14 +4,19 @@
 //! flag among the commands that descriptors declare, and works out where the daemon listens the same
 //! way the daemon does. A command is a client like any other; what it can do, routes can.
 
+use std::any::Any;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use serde_json::Value;
 
+use crate::mounts::MountExecutor;
+use crate::registry::Registry;
 use crate::route::Method;
 use crate::{Error, ErrorKind, Result};
 
@@ -39,6 +44,8 @@ pub struct CommandContext {
     pub args: Vec<OsString>,
     /// The way to the running daemon.
     pub client: Client,
+    /// Plugins without a daemon, for commands that try them.
+    pub workbench: Arc<dyn Workbench>,
     /// Standard output.
     pub out: Box<dyn Write + Send>,
     /// Standard error.
@@ -58,6 +65,36 @@ impl CommandContext {
     pub fn fail(&mut self, error: &Error) -> ExitCode {
         let _ = writeln!(self.err, "error: {}", error.chain()); // nobody may be reading
         ExitCode::from(1)
+    }
+}
+
+/// Starts plugins apart from the daemon, each time on a data root of their own.
+#[async_trait]
+pub trait Workbench: Send + Sync {
+    /// Starts the plugins that provide `instance` of `kind`, and before them those that they need, with
+    /// the defaults of their configuration. They serve no requests. Must be called within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if no plugin of this build provides it. That it cannot be used here is what the
+    /// registry says when it is asked for it.
+    async fn start(&self, kind: &str, instance: &str, data_root: &Path) -> Result<Started>;
+
+    /// What executes their mount plans.
+    fn mounts(&self) -> Arc<dyn MountExecutor>;
+}
+
+/// Plugins on the workbench.
+pub struct Started {
+    /// What they provide.
+    pub registry: Arc<Registry>,
+    /// Their tasks end when this is dropped.
+    pub keep: Box<dyn Any + Send + Sync>,
+}
+
+impl std::fmt::Debug for Started {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Started").field("registry", &self.registry).finish_non_exhaustive()
     }
 }
 

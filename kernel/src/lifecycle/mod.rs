@@ -8,6 +8,7 @@
 //! - [`root`]: the lock on the data root, the pid file, the daemon's identity
 //! - [`logging`]: where log lines go
 //! - [`view`]: what plugins may ask the kernel
+//! - [`workbench`]: a few plugins without a daemon, for commands
 
 pub mod daemon;
 pub mod logging;
@@ -15,5 +16,6 @@ pub mod reload;
 pub mod root;
 pub mod signals;
 pub mod view;
+pub mod workbench;
 
 pub use daemon::{Daemon, StartError};

@@ -10,6 +10,7 @@ use gantry_events as _;
 use gantry_image as _;
 use gantry_import as _;
 use gantry_ipam as _;
+use gantry_kit as _;
 use gantry_log_json_file as _;
 use gantry_log_none as _;
 use gantry_network as _;
@@ -38,6 +39,7 @@ pub const IDS: &[&str] = &[
     "image",
     "import",
     "ipam.default",
+    "kit",
     "layers",
     "log.json-file",
     "log.none",

@@ -2,68 +2,25 @@
 
 #![expect(clippy::unwrap_used, reason = "tests end by panicking")]
 
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use gantry_archive::{CreateOptions, ExtractOptions, Limits, Source, Whiteouts};
+use gantry_kit::Archives;
 use gantry_layer_dirs::Layers;
-use gantry_sdk::kinds::storage::{LayerForm, StorageDriver};
+use gantry_sdk::kinds::storage::StorageDriver;
 use gantry_storage_fuse_overlayfs::{FuseOverlayfs, STEPS};
-use gantry_testkit::storage::{Fixture, Mover};
-
-/// As the layer store moves bytes.
-struct Archives;
-
-impl Mover for Archives {
-    fn apply(
-        &self,
-        archive: &[u8],
-        target: BorrowedFd<'_>,
-        below: Option<BorrowedFd<'_>>,
-        form: LayerForm,
-    ) -> Result<(), String> {
-        let whiteouts = match form {
-            LayerForm::OverlayDirectory => Whiteouts::Overlay,
-            LayerForm::MergedTree => Whiteouts::Remove,
-            LayerForm::ErofsImage => return Err("not a form of this driver".to_owned()),
-        };
-        // Small file systems must be filled to the end.
-        let limits = Limits { reserve_bytes: 0, ..Limits::default() };
-        let options = ExtractOptions { limits, whiteouts, below, ..ExtractOptions::default() };
-        gantry_archive::extract(archive, target, &options).map(drop).map_err(|e| format!("{e:?}"))
-    }
-
-    fn diff(
-        &self,
-        layer: BorrowedFd<'_>,
-        below: Option<BorrowedFd<'_>>,
-        form: LayerForm,
-    ) -> Result<Vec<u8>, String> {
-        let mut out = Vec::new();
-        let written = match form {
-            LayerForm::OverlayDirectory => {
-                let source = Source::OverlayUpper;
-                let options = CreateOptions { source, ..CreateOptions::default() };
-                gantry_archive::create(layer, &mut out, &options)
-            }
-            LayerForm::ErofsImage => return Err("not a form of this driver".to_owned()),
-            LayerForm::MergedTree => gantry_archive::create_from_changes(below, layer, &mut out),
-        };
-        written.map(|_| out).map_err(|e| format!("{e:?}"))
-    }
-}
+use gantry_testkit::storage::Subject;
 
 fn driver(root: &Path) -> Arc<dyn StorageDriver> {
     Arc::new(FuseOverlayfs::new(Arc::new(Layers::open(root).unwrap())))
 }
 
-fn fixture() -> Fixture {
-    Fixture::new(driver, STEPS, Arc::new(Archives))
+fn subject() -> Subject {
+    Subject::new(driver, STEPS, Arc::new(Archives))
 }
 
 fn is_possible() -> bool {
     ["/usr/bin/fuse-overlayfs", "/dev/fuse"].iter().all(|path| Path::new(path).exists())
 }
 
-gantry_testkit::storage_driver_contract!(fixture, if is_possible());
+gantry_testkit::storage_driver_contract!(subject, if is_possible());

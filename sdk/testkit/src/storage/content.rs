@@ -87,6 +87,27 @@ pub async fn many_files_and_deep_paths_work(f: &mut Fixture) {
     assert_eq!(fs::read_to_string(root.join(&file)).unwrap(), "deep");
 }
 
+/// Check 35. A handle that was there before the first write may still show the lower file: overlays
+/// document that.
+pub async fn a_shared_mapping_is_seen_through_another_handle(f: &mut Fixture) {
+    f.layer("base", None, Tar::default().file("f", &"old ".repeat(2000))).await;
+    let mount = f.writable("key", Some("base")).await;
+    let path = path_of(&mount).join("f");
+    let writing = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let reading = fs::File::open(&path).unwrap();
+    gantry_sys::file::write_mapped(&writing, b"new!").unwrap();
+    let mut start = [0; 8];
+    reading.read_exact_at(&mut start, 0).unwrap();
+    assert_eq!(&start, b"new!old ");
+    drop((writing, reading, mount));
+    assert!(
+        fs::read_to_string(path_of(&f.open("key").await).join("f")).unwrap().starts_with("new!")
+    );
+    assert!(
+        fs::read_to_string(path_of(&f.open("base").await).join("f")).unwrap().starts_with("old ")
+    );
+}
+
 /// Check 36.
 pub async fn special_ways_of_writing_work(f: &mut Fixture) {
     let content = "c".repeat(64 << 10);

@@ -3,12 +3,10 @@
 use std::collections::BTreeSet;
 
 use gantry_sdk::kinds::storage::{LayerForm, LayerState};
-use gantry_sdk::mounts::MountExecutor;
 use gantry_sdk::{ErrorKind, Labels};
 
 use super::{Fixture, cx, path_of};
 use crate::archive::Tar;
-use crate::mounts::Mounter;
 
 async fn keys(f: &Fixture) -> Vec<String> {
     let layers = f.driver.list(&cx(), None, 10_000).await.expect("list");
@@ -184,11 +182,11 @@ pub async fn plans_stay_within_their_grants(f: &mut Fixture) {
     }
     plans.push(f.driver.unpack_plan(&cx(), "key").await.unwrap());
     for plan in plans {
-        Mounter.check(&plan, &f.grants).unwrap_or_else(|e| panic!("{plan:?}: {e:?}"));
+        f.subject.mounts.check(&plan, &f.grants).unwrap_or_else(|e| panic!("{plan:?}: {e:?}"));
     }
 }
 
-/// An option that is not in `describe` is an error that names it.
+/// Check 4: an option that is not in `describe` is an error that names it.
 pub async fn unknown_options_are_refused(f: &mut Fixture) {
     let options = Labels::from([("no-such-option".to_owned(), "1".to_owned())]);
     let error = f.driver.prepare(&cx(), "key", None, &options).await.unwrap_err();

@@ -99,7 +99,7 @@ pub async fn layers_mean_what_a_plain_directory_shows(f: &mut Fixture) {
     for (n, layer) in layers.into_iter().enumerate() {
         let archive = layer.end();
         let dir = fs::File::open(&plain).unwrap();
-        f.mover.apply(&archive, dir.as_fd(), None, LayerForm::MergedTree).unwrap();
+        f.subject.mover.apply(&archive, dir.as_fd(), None, LayerForm::MergedTree).unwrap();
         let name = format!("l{n}");
         f.layer_from(&name, parent.as_deref(), &archive).await;
         assert_same(&snapshot(&plain).unwrap(), &f.snapshot(&name).await, &name);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use gantry_kit::Archives;
 use gantry_layer_dirs::Layers;
 use gantry_sdk::kinds::storage::{EROFS_LAYER, LayerForm, StorageDriver};
 use gantry_sdk::mounts::{Grants, MountExecutor, MountFd, Step};
@@ -15,8 +16,6 @@ use gantry_storage_erofs::{Erofs, STEPS};
 use gantry_testkit::archive::Tar;
 use gantry_testkit::mounts::Mounter;
 use gantry_testkit::storage::Mover;
-
-use crate::Images;
 
 struct Place {
     dir: tempfile::TempDir,
@@ -56,7 +55,7 @@ impl Place {
             None => None,
         };
         let below = below.as_ref().map(AsFd::as_fd);
-        Images.apply(&tar.end(), target.as_fd(), below, LayerForm::ErofsImage).unwrap();
+        Archives.apply(&tar.end(), target.as_fd(), below, LayerForm::ErofsImage).unwrap();
     }
 
     async fn image(&self, name: &str, parent: Option<&str>, tar: Tar) {
