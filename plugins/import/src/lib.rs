@@ -69,3 +69,6 @@ impl Plugin for ImportPlugin {
         Ok(Init::Ready)
     }
 }
+
+#[cfg(test)]
+mod tests;

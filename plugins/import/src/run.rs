@@ -107,8 +107,8 @@ pub struct Plan {
 ///
 /// # Errors
 ///
-/// `InvalidArgument` for a path that is not absolute; `NotFound` if nothing is there that looks
-/// like a data root; those of reading.
+/// `InvalidArgument` for a path that is not absolute; `NotFound` if no images are there; those of
+/// reading.
 pub fn plan(request: &ImportRequest) -> Result<Plan> {
     let path = Path::new(&request.root);
     if !path.is_absolute() {
@@ -128,7 +128,7 @@ pub fn plan(request: &ImportRequest) -> Result<Plan> {
     let images = graph_images.chain(blobs.images.into_iter().map(Source::Containerd)).collect();
     let broken = graph.broken.into_iter().chain(blobs.broken).collect();
     let plan = Plan { images, broken, remainder };
-    if plan.images.is_empty() && plan.broken.is_empty() && plan.remainder == Remainder::default() {
+    if plan.images.is_empty() && plan.broken.is_empty() && plan.remainder.notes.is_empty() {
         return Err(Error::not_found(format!(
             "there are no images in {}; those of the system's containerd are in a root of its own, \
              /var/lib/containerd",

@@ -56,7 +56,12 @@ impl Directory {
             Err(e) if e.is(Errno::PERM) => open(flags),
             answer => answer,
         };
-        let file = File::from(opened.map_err(std::io::Error::from)?);
+        // Who calls names the file.
+        let plain = |e: gantry_sys::Error| match e.errno() {
+            Some(errno) => std::io::Error::from_raw_os_error(errno),
+            None => e.into(),
+        };
+        let file = File::from(opened.map_err(plain)?);
         if !file.metadata()?.is_file() {
             let words = format!("{} is no regular file", path.display());
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, words));
