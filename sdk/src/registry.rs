@@ -89,6 +89,11 @@ impl Registry {
         self.write().insert((kind, instance.to_owned()), Slot::Down { why: why.into() });
     }
 
+    /// Forgets an instance, for what may leave while the daemon runs. Calls under way go on.
+    pub fn withdraw(&self, kind: &'static str, instance: &str) {
+        self.write().remove(&(kind, instance.to_owned()));
+    }
+
     /// The backend `instance` of kind `K`.
     ///
     /// # Errors
@@ -303,5 +308,12 @@ mod tests {
         assert!(down.to_string().contains("no dictionary"));
         let none = registry.get::<Greeting>("de").map(|_| ()).unwrap_err();
         assert_eq!(none.to_string(), "no greeter named de");
+
+        // One that comes and goes.
+        registry.provide::<Greeting>("fr", Arc::new(English), Grants::default(), true).unwrap();
+        assert!(registry.get::<Greeting>("fr").is_ok(), "what was down may become ready");
+        registry.withdraw("greeter", "fr");
+        let gone = registry.get::<Greeting>("fr").map(|_| ()).unwrap_err();
+        assert_eq!(gone.kind(), crate::ErrorKind::NotFound);
     }
 }

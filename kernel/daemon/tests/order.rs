@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing step fails the test")]
 
+use gantry_carrier_socket as _;
 use gantry_kernel::plan::Plan;
 
 const GOLDEN: &str = include_str!("order.txt");
