@@ -154,7 +154,7 @@ async fn copy_output(
             () = ask => {
                 // A process that is silent, or was never started, must not keep who has gone: the
                 // end of input may be all that is heard of that. Nothing is written, but it fails.
-                to.write(&[]).await?;
+                std::future::poll_fn(|cx| std::pin::Pin::new(&mut *to).poll_write(cx, &[])).await?;
                 continue;
             }
         };
@@ -247,19 +247,20 @@ mod tests {
             let (theirs, ours) = pair().unwrap();
             theirs.set_nonblocking(true).unwrap();
             let mut process = UnixStream::from_std(theirs).unwrap();
-            let copying = tokio::spawn(async move {
-                let keys = DetachKeys::none();
-                copy(Box::pin(far), ours, &keys, stdin, std::future::ready(())).await
-            });
-            // The end of its input is not the end of the client.
-            client.shutdown().await.unwrap();
-            tokio::time::sleep(STILL_THERE * 3 / 2).await;
-            process.write_all(b"said").await.unwrap();
-            let mut said = [0; 4];
-            client.read_exact(&mut said).await.unwrap();
-            assert_eq!(&said, b"said");
-            drop(client);
-            assert_eq!(copying.await.unwrap(), End::Closed);
+            let keys = DetachKeys::none();
+            let copying = copy(Box::pin(far), ours, &keys, stdin, std::future::ready(()));
+            let going = async {
+                // The end of its input is not the end of the client.
+                client.shutdown().await.unwrap();
+                tokio::time::sleep(STILL_THERE * 3 / 2).await;
+                process.write_all(b"said").await.unwrap();
+                let mut said = [0; 4];
+                client.read_exact(&mut said).await.unwrap();
+                assert_eq!(&said, b"said");
+                drop(client);
+            };
+            let (end, ()) = tokio::join!(copying, going);
+            assert_eq!(end, End::Closed);
             assert!(process.write_all(b"more").await.is_err());
         }
     }

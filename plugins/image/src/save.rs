@@ -160,7 +160,7 @@ impl Session {
         if self.done.insert(digest.clone()) {
             self.file(&path(digest.hex()), &bytes)?;
         }
-        Ok((descriptor_of(&digest, &bytes), manifest))
+        Ok((descriptor_of(&digest, &bytes), *manifest))
     }
 
     /// A layer; one that may not be distributed is left out if it is not here.

@@ -163,7 +163,7 @@ impl Tree {
                     tree.descriptor.media_type = String::new();
                 }
                 let record = ManifestRecord::new(tree.descriptor.clone())?;
-                tree.manifests.push(Leaf { record, text: Some((text, manifest)) });
+                tree.manifests.push(Leaf { record, text: Some((text, *manifest)) });
             }
         }
         Ok(tree)
@@ -206,12 +206,12 @@ impl Tree {
                     let Document::Manifest(manifest) = document(&text, &digest)? else {
                         return Err(Error::invalid(format!("invalid manifest {digest}: an index")));
                     };
-                    leaf.text = Some((text, manifest));
+                    leaf.text = Some((text, *manifest));
                 }
                 // What is no image may be anything.
                 Some(text) => {
                     if let Ok(Document::Manifest(manifest)) = Document::parse(&text) {
-                        leaf.text = Some((text, manifest));
+                        leaf.text = Some((text, *manifest));
                     }
                 }
                 None => {}

@@ -26,7 +26,7 @@ pub enum Document {
     /// Images for several platforms, and what belongs to them.
     Index(Vec<OciDescriptor>),
     /// One image.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 /// What makes an image.
@@ -75,7 +75,7 @@ impl Document {
         }
         let manifest = Manifest { config, layers: text.layers };
         manifest.check()?;
-        Ok(Self::Manifest(manifest))
+        Ok(Self::Manifest(Box::new(manifest)))
     }
 }
 

@@ -87,7 +87,7 @@ pub async fn resolve(
         };
         documents.push((descriptor, bytes));
         let manifests = match document {
-            Document::Manifest(manifest) => break manifest,
+            Document::Manifest(manifest) => break *manifest,
             Document::Index(manifests) => manifests,
         };
         if documents.len() > MAX_DEPTH {

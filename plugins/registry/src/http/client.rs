@@ -186,6 +186,10 @@ impl Pool {
             }
         }
         if !self.swept.swap(true, Ordering::SeqCst) {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "it ends with the client, whoever made it"
+            )]
             tokio::spawn(Self::sweep(Arc::downgrade(self)));
         }
     }
