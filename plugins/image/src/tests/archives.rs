@@ -40,6 +40,29 @@ async fn an_archive_with_a_manifest_becomes_an_image_that_survives_a_restart() {
     assert_eq!((&history[1]["Id"], &history[1]["Size"]), (&json!("<missing>"), &json!(1000)));
 }
 
+/// A stream that breaks off makes nothing; a name that is taken over is reported.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_may_bring_an_archive_as_a_stream() {
+    use gantry_sdk::kinds::images::{ImageStore, Loaded};
+    let world = World::new().await;
+    let (base, top) = (layer("base"), layer("top"));
+    let (first, second) = (config(&[&base], "1"), config(&[&base, &top], "2"));
+    let load = async |archive: Vec<u8>| {
+        let source = Box::new(std::io::Cursor::new(archive));
+        world.store.load(&Ctx::background(), source, None).await
+    };
+    let whole = docker_archive(&first, &[&base], &["a:1"]);
+    assert!(load(whole[..1000].to_vec()).await.is_err());
+    assert_eq!(world.store.index().images().count(), 0);
+    let id: Digest = digest(&first).parse().unwrap();
+    let tags = vec!["a:1".to_owned()];
+    let expected = Loaded { id: id.clone(), tags: tags.clone(), renamed: Vec::new() };
+    assert_eq!(load(whole).await.unwrap(), [expected]);
+    let loaded = load(docker_archive(&second, &[&base, &top], &["a:1"])).await.unwrap();
+    assert_eq!((loaded[0].id.as_str(), &loaded[0].tags), (digest(&second).as_str(), &tags));
+    assert_eq!(loaded[0].renamed, [("a:1".to_owned(), id)]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_compression_of_layers_and_archives_is_read() {
     let plain = layer("plain");

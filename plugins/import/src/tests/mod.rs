@@ -155,7 +155,8 @@ fn graph_root(root: &Path, driver: &str, place: impl Fn(&str) -> String) -> (Vec
 
 #[tokio::test]
 async fn layers_of_graph_drivers_are_put_together_again() {
-    let places: [(&str, fn(&str) -> String); 3] = [
+    type Place = fn(&str) -> String;
+    let places: [(&str, Place); 3] = [
         ("overlay2", |cache| format!("overlay2/{cache}/diff")),
         ("fuse-overlayfs", |cache| format!("fuse-overlayfs/{cache}/diff")),
         ("vfs", |cache| format!("vfs/dir/{cache}")),
