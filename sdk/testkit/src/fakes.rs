@@ -12,9 +12,10 @@ use gantry_sdk::kinds::metadata::{Change, MetadataStore};
 use gantry_sdk::{Ctx, Error, Result};
 use sha2::{Digest as _, Sha256};
 
-/// Blobs in memory; [`Blobs::put`] fills it, and nothing but [`BlobStore::remove`] empties it.
-#[derive(Debug, Default)]
-pub struct Blobs(Mutex<BTreeMap<Digest, Vec<u8>>>);
+/// Blobs in memory; [`Blobs::put`] and writers fill it, and nothing but [`BlobStore::remove`] empties
+/// it. Clones are the same store.
+#[derive(Clone, Debug, Default)]
+pub struct Blobs(Arc<Mutex<BTreeMap<Digest, Vec<u8>>>>);
 
 impl Blobs {
     fn map(&self) -> MutexGuard<'_, BTreeMap<Digest, Vec<u8>>> {
@@ -69,7 +70,7 @@ impl BlobStore for Blobs {
     }
 
     async fn writer(&self, _: &Ctx, _: &Lease) -> Result<Box<dyn BlobWriter>> {
-        Err(Error::unsupported("this fake is filled by the test"))
+        Ok(Box::new(Writer { blobs: self.clone(), data: Vec::new() }))
     }
 
     async fn resume(&self, _: &Ctx, digest: &Digest, _: &Lease) -> Result<Box<dyn BlobWriter>> {
@@ -106,6 +107,43 @@ impl BlobStore for Blobs {
 
     async fn collect(&self, _: &Ctx) -> Result<Collected> {
         Ok(Collected::default())
+    }
+}
+
+/// A blob in the making.
+struct Writer {
+    blobs: Blobs,
+    data: Vec<u8>,
+}
+
+impl Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.data.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl BlobWriter for Writer {
+    fn offset(&self) -> u64 {
+        self.data.len() as u64
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.data.clear();
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>, expected: Option<&Digest>) -> Result<BlobInfo> {
+        let size = self.data.len() as u64;
+        let digest = Digest::from_sha256(&Sha256::digest(&self.data).into());
+        if let Some(expected) = expected.filter(|expected| **expected != digest) {
+            return Err(Error::invalid(format!("blob {expected} has digest {digest}")));
+        }
+        self.blobs.map().insert(digest.clone(), self.data);
+        Ok(BlobInfo { digest, size })
     }
 }
 

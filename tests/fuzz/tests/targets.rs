@@ -5,13 +5,20 @@
 use std::io::{BufReader, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use gantry_api::image::OciDescriptor;
 use gantry_archive::{ExtractOptions, Limits, Whiteouts, extract, settle_standalone};
 use gantry_fuzz::run;
 use gantry_image::config::ImageFile;
-use gantry_image::load::decode;
+use gantry_image::load::ingest::Archive;
+use gantry_image::load::sink::Sink;
+use gantry_image::load::{candidates, check, decode};
+use gantry_image::pull::manifest::Document;
+use gantry_sdk::Ctx;
+use gantry_sdk::kinds::blobs::BlobStore;
 use gantry_sdk::reference::{AnyReference, Reference};
+use gantry_testkit::fakes::Blobs;
 
 /// References that are accepted are written as they are read, and have no room for anything else.
 #[test]
@@ -61,7 +68,15 @@ fn manifest() {
             });
             let tell = |error: gantry_sdk::Error| error.to_string();
             let shape = shape.unwrap_or_else(tell);
-            format!("{:?} {:?} {shape}", config.map_err(tell), descriptor.map_err(tell))
+            let document = Document::parse(input).map(|document| match document {
+                Document::Index(manifests) => format!("index of {}", manifests.len().min(3)),
+                Document::Manifest(manifest) => {
+                    let is_image = manifest.expect_image().map_err(tell);
+                    format!("manifest of {}, {is_image:?}", manifest.layers.len().min(3))
+                }
+            });
+            let (config, descriptor) = (config.map_err(tell), descriptor.map_err(tell));
+            format!("{config:?} {descriptor:?} {:?} {shape}", document.map_err(tell))
         },
     );
 }
@@ -134,6 +149,38 @@ fn layer_tar() {
                 let beside: Vec<_> = std::fs::read_dir(place.path()).unwrap().collect();
                 assert_eq!(beside.len(), 2, "something is beside the root: {beside:?}");
                 assert_eq!(std::fs::read(&secret).unwrap(), b"secret");
+            }
+            told
+        },
+    );
+}
+
+/// Archives of images are read, understood and checked, up to where an image would become known.
+#[test]
+fn docker_archive() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let _entered = runtime.enter();
+    run(
+        "docker_archive",
+        |input| mend_headers(input),
+        |input| {
+            let tell = |error: gantry_sdk::Error| error.chain();
+            let (cx, blobs) = (Ctx::background(), Arc::new(Blobs::default()));
+            let lease = runtime.block_on(blobs.lease(&cx)).unwrap();
+            let sink = Sink::of_blobs(blobs, lease, &cx);
+            let mut archive = match Archive::read(input, sink) {
+                Ok(archive) => archive,
+                Err(error) => return tell(error),
+            };
+            let found = match candidates(&mut archive, &[]) {
+                Ok(found) => found,
+                Err(error) => return tell(error),
+            };
+            let mut told = String::new();
+            for candidate in found.iter().take(4) {
+                let names = (candidate.tags.len().min(2), candidate.target.is_some());
+                let layers = check(&mut archive, candidate).map_err(tell);
+                told.push_str(&format!("{names:?} {layers:?} "));
             }
             told
         },

@@ -269,6 +269,18 @@ async fn admit(
     Ok((entry, renamed, archive))
 }
 
+/// Stores what `candidate` needs and checks it, as it is done before an image becomes known: the
+/// number of its layers.
+///
+/// # Errors
+///
+/// `InvalidArgument` with what is wrong.
+pub fn check(archive: &mut Archive, candidate: &Candidate) -> Result<usize> {
+    let (file, _) = parsed(candidate)?;
+    store_content(archive, candidate, &file, &BTreeMap::new())
+        .map(|stored| stored.content.layers.len())
+}
+
 /// What has been stored of a candidate.
 struct StoredImage {
     content: Content,

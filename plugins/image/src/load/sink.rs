@@ -63,7 +63,8 @@ pub struct Coming {
 #[derive(Clone)]
 pub struct Sink {
     blobs: Arc<dyn BlobStore>,
-    layers: Arc<dyn LayerStore>,
+    /// None: nothing is unpacked on the way.
+    layers: Option<Arc<dyn LayerStore>>,
     /// Keeps what was stored while the sink, or whoever else has it, lives.
     lease: Lease,
     cx: Ctx,
@@ -78,8 +79,13 @@ impl std::fmt::Debug for Sink {
 impl Sink {
     /// Blobs go to the stores of `store`, kept by `lease`.
     pub fn new(store: &Store, lease: Lease, cx: &Ctx) -> Self {
-        let (blobs, layers) = (store.blobs.clone(), store.layers.clone());
+        let (blobs, layers) = (store.blobs.clone(), Some(store.layers.clone()));
         Self { blobs, layers, lease, cx: cx.clone() }
+    }
+
+    /// Blobs go to `blobs`, and nothing is unpacked.
+    pub fn of_blobs(blobs: Arc<dyn BlobStore>, lease: Lease, cx: &Ctx) -> Self {
+        Self { blobs, layers: None, lease, cx: cx.clone() }
     }
 
     /// What keeps blobs that were stored.
@@ -168,7 +174,7 @@ impl Sink {
             }
             writer.write_all(&piece[..n]).map_err(write_failed)?;
             if std::mem::take(&mut first) && unpack && looks_like_layer(compression, &piece[..n]) {
-                feed = Some(Feed::begin(self));
+                feed = self.layers.clone().map(|layers| Feed::begin(layers, &self.cx));
             }
             if let Some(feed) = &mut feed {
                 piece = feed.send(piece, n);
@@ -280,13 +286,13 @@ struct Feed {
 }
 
 impl Feed {
-    fn begin(sink: &Sink) -> Self {
+    fn begin(layers: Arc<dyn LayerStore>, cx: &Ctx) -> Self {
         let (full, pieces) = sync_channel(QUEUE);
         let (used, empty) = sync_channel(QUEUE);
         let complete = Arc::<AtomicBool>::default();
         let current = (Vec::new(), 0);
         let source = Pieces { pieces, used, current, at: 0, complete: complete.clone() };
-        let (layers, cx) = (sink.layers.clone(), sink.cx.clone());
+        let cx = cx.clone();
         let staging =
             Handle::current().spawn(async move { layers.stage(&cx, Box::new(source), None).await });
         Self { full: Some(full), empty, complete, staging }
