@@ -549,7 +549,12 @@ impl Layers {
         }
         rustix::fs::syncfs(&self.root_fd)
             .map_err(|e| Error::io("sync", self.root.display(), e.into()))?;
-        unsynced.iter().try_for_each(|record| self.mark_durable(record))
+        unsynced.iter().try_for_each(|record| self.mark_durable(record))?;
+        // Without the marks a power cut would cost the layers all the same.
+        let fail = |e: Errno| Error::io("sync", self.root.display(), e.into());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let records = rustix::fs::openat(&self.records, ".", flags, Mode::empty()).map_err(fail)?;
+        rustix::fs::fsync(&records).map_err(fail)
     }
 
     /// Changes a record in place, while everybody may use the layer. If it was removed meanwhile, the
