@@ -50,7 +50,8 @@ fn options(kind: &str, wish: Wish) -> (Vec<&'static str>, Vec<(&'static str, &'s
         }
         ("ext4", _) => (vec!["-q", "-F"], vec![]),
         ("xfs", Wish::Limits(_)) => (vec!["-q"], vec![("pquota", "")]),
-        ("xfs", _) => (vec!["-q"], vec![]),
+        // A copy of one that is still mounted may be mounted too.
+        ("xfs", _) => (vec!["-q"], vec![("nouuid", "")]),
         // Data and metadata from one pool: what there is can be used to the end.
         ("btrfs", Wish::Bytes(_)) => {
             (vec!["--quiet", "--mixed", "--nodesize", "4096"], vec![("commit", "1")])
