@@ -30,6 +30,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use gantry_sdk::kinds::metadata::Metadata;
 use gantry_sdk::kinds::volume::Volume;
+use gantry_sdk::plugin::mistakes;
 use gantry_sdk::registry::Kind as _;
 use gantry_sdk::{Context, Descriptor, Init, Need, Phase, Plugin, Registration, Result};
 
@@ -49,6 +50,7 @@ use settings::Settings;
 static DESCRIPTOR: Descriptor = Descriptor {
     // After the drivers of this build, whose names are theirs.
     needs: &[Need::Kind(Metadata::NAME), Need::Optional(Volume::NAME)],
+    check_section: |section| mistakes(Settings::parse(section)),
     required: false,
     ..Descriptor::new("carrier.socket", Phase::Volume)
 };
