@@ -21,6 +21,7 @@
 //! - [`leaks`]: what there was before, what is left after
 //! - [`http`]: requests byte by byte, for what the docker CLI never sends
 //! - [`command`]: processes with a deadline
+//! - [`fault_registry`]: a registry that misbehaves
 //! - [`fixtures`]: images made from Debian packages
 //! - [`registry`]: Debian's registry
 //! - [`mod@requires`]: skipping, in a loud voice
@@ -35,6 +36,7 @@
 
 pub mod command;
 pub mod daemon;
+pub mod fault_registry;
 pub mod fixtures;
 pub mod http;
 pub mod leaks;
@@ -44,6 +46,7 @@ pub mod sandbox;
 
 pub use command::Output;
 pub use daemon::{Setup, TestDaemon, daemon_test, daemon_test_with};
+pub use fault_registry::{Fault, FaultRegistry};
 pub use http::Response;
 pub use registry::{Registry, RegistrySetup};
 pub use sandbox::Sandbox;

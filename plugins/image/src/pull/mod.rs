@@ -181,7 +181,12 @@ impl Job {
 
         let statements = statements::fetch(&self.cx, &*self.origin.repository, &image);
         let layers = self.layers(&image, &content, &lease, sender);
-        let (fetched, statements) = try_join(layers, async { Ok(statements.await) }).await?;
+        let brought = try_join(layers, async { Ok(statements.await) }).await;
+        if brought.as_ref().is_err_and(|error| error.kind() == ErrorKind::InvalidArgument) {
+            // No next attempt makes an image of it.
+            unfinished.end(&self.cx, &target_digest).await?;
+        }
+        let (fetched, statements) = brought?;
 
         for (descriptor, bytes) in &image.documents {
             put(&self.cx, &*store.blobs, &lease, bytes, &descriptor.digest.parse()?).await?;

@@ -338,17 +338,29 @@ impl<R: BufRead> Reader<R> {
 
     fn skip_data(&mut self) -> Result<()> {
         // Checked before skipping: a member may claim to be larger than anything.
-        self.data =
-            self.data.checked_add(self.padding).ok_or_else(|| self.bad("a size overflows"))?;
-        self.padding = 0;
+        if self.data.checked_add(self.padding).is_none() {
+            return Err(self.bad("a size overflows"));
+        }
         loop {
             let n = self.fill()?.len();
             if n == 0 {
-                return self.check_length();
+                break;
             }
             self.consume(n);
             self.check_length()?;
         }
+        // Some tools end with the last byte of the last file (umoci's insert): nothing is missing.
+        let mut padding = std::mem::take(&mut self.padding) as usize;
+        while padding > 0 {
+            let n = self.inner.fill_buf().map_err(ArchiveError::Read)?.len().min(padding);
+            if n == 0 {
+                break;
+            }
+            self.inner.consume(n);
+            self.offset += n as u64;
+            padding -= n;
+        }
+        self.check_length()
     }
 
     fn check_length(&self) -> Result<()> {
