@@ -69,3 +69,16 @@ async fn a_layer_that_a_registry_has_stays_as_it_is() {
     world.store.distributed(&cx, &[blob], "registry.example/known").await.unwrap();
     assert_eq!(pack_all(&world, "known:1").await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_in_xz_becomes_one_that_manifests_have_a_word_for() {
+    let world = World::new().await;
+    let archive = include_bytes!("../../../../tests/fuzz/corpus/docker_archive/xz-layer.tar");
+    world.load(archive, "").await.unwrap();
+    let record = world.store.index().resolve("a:1", None).unwrap().record.clone();
+    let layer = &record.layers[0];
+    assert!(layer.media_type.ends_with("tar+zstd"), "{layer:?}");
+    let blob = world.store.blobs.read(&Ctx::background(), &layer.blob, 1 << 20).await.unwrap();
+    let passed = gantry_archive::decompressed_with(&blob[..], true, |_| Ok(())).unwrap().1;
+    assert_eq!(passed.diff_id, layer.diff_id.as_str());
+}
