@@ -140,7 +140,8 @@ impl Subject {
         if self.child.is_empty() {
             return None;
         }
-        let mut command = Command::new(std::env::current_exe().ok()?);
+        // Not its path, where another build may lie by now.
+        let mut command = Command::new("/proc/self/exe");
         command.args(&self.child);
         Some(command)
     }
