@@ -29,4 +29,5 @@ mod run_security;
 mod runtimes;
 mod support;
 mod system;
+mod volume_plugins;
 mod volumes;

@@ -52,6 +52,9 @@ pub(crate) enum Fault {
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Late(Duration),
+    /// Waiting was given up: the plugin answers nobody.
+    #[error("the plugin does not answer")]
+    Down,
     /// The request could not be written.
     #[error("cannot write the request: {0}")]
     Request(String),

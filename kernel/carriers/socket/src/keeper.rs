@@ -199,9 +199,11 @@ impl Keeper {
                         Ok(false) => {}
                         Err(error) => drop(seat.down(&error.chain())),
                     }
-                    seat.suspect.notified().await;
+                    seat.line.suspect.notified().await;
                     (limit, pause) = (PROBE, FIRST_PAUSE);
                 }
+                // It does one thing at a time, perhaps; that one has a deadline of its own.
+                Err(_) if seat.is_working() => tokio::time::sleep(PROBE).await,
                 Err(fault) => {
                     let why = gantry_sdk::Error::unavailable(format!(
                         "its plugin ({}) does not answer",

@@ -6,10 +6,9 @@ use gantry_sdk::Result;
 use gantry_sdk::kinds::volume::{Scope, Volume};
 use gantry_sdk::registry::{Kind as _, Registry};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
 
 use crate::discover::Address;
-use crate::volume::{Driver, grants};
+use crate::volume::{Driver, Line, grants};
 
 /// What a plugin has said of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +23,8 @@ pub(crate) struct Manifest {
 pub(crate) struct Seat {
     pub(crate) name: String,
     pub(crate) address: Address,
-    /// Told about calls without an answer.
-    pub(crate) suspect: Arc<Notify>,
+    /// What calls and keeper tell each other.
+    pub(crate) line: Arc<Line>,
     registry: Arc<Registry>,
     state: Mutex<State>,
 }
@@ -42,7 +41,7 @@ impl Seat {
         Arc::new(Self {
             name: name.to_owned(),
             address,
-            suspect: Arc::default(),
+            line: Arc::default(),
             registry,
             state: Mutex::default(),
         })
@@ -64,7 +63,7 @@ impl Seat {
                 name: self.name.clone(),
                 address: self.address.clone(),
                 scope,
-                suspect: self.suspect.clone(),
+                line: self.line.clone(),
             };
             self.registry.provide::<Volume>(&self.name, Arc::new(driver), grants(), true)?;
         }
@@ -81,7 +80,13 @@ impl Seat {
         if !state.left && !keeps_none {
             self.registry.mark_down(Volume::NAME, &self.name, why);
         }
+        self.line.down.notify_waiters();
         news && !state.left
+    }
+
+    /// Whether it is offered and may be busy with what somebody wants of it.
+    pub(crate) fn is_working(&self) -> bool {
+        self.state().ready && self.line.is_working()
     }
 
     /// Gives the name back.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -24,6 +25,8 @@ const SHORT: Duration = Duration::from_secs(60);
 const PATH: Duration = Duration::from_secs(2);
 /// The plugin's own deadline is this much nearer than the caller's, who then learns why.
 const MARGIN: Duration = Duration::from_millis(10);
+/// What only reads and takes longer makes the keeper ask whether the plugin is there at all.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// A volume driver in another process.
 #[derive(Debug)]
@@ -31,8 +34,43 @@ pub(crate) struct Driver {
     pub(crate) name: String,
     pub(crate) address: Address,
     pub(crate) scope: Scope,
-    /// Told about each call that had no answer.
-    pub(crate) suspect: Arc<Notify>,
+    /// What its calls and its keeper tell each other.
+    pub(crate) line: Arc<Line>,
+}
+
+/// Between the calls of one plugin and whoever keeps it.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    /// Calls say that one had no answer, or waits long for one.
+    pub(crate) suspect: Notify,
+    /// The keeper says that the plugin is down: calls that only read need not wait any longer.
+    pub(crate) down: Notify,
+    /// Calls under way that change something. A plugin that does one thing at a time answers nobody
+    /// meanwhile, and is not down.
+    working: AtomicUsize,
+}
+
+impl Line {
+    /// Whether the plugin may be busy with what it was asked for.
+    pub(crate) fn is_working(&self) -> bool {
+        self.working.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// Counts a call that changes something, until dropped.
+struct Working<'a>(&'a Line);
+
+impl<'a> Working<'a> {
+    fn new(line: &'a Line) -> Self {
+        line.working.fetch_add(1, Ordering::SeqCst);
+        Self(line)
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.working.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 #[derive(Serialize)]
@@ -132,7 +170,52 @@ pub(crate) async fn scope(address: &Address, limit: Duration) -> Scope {
 }
 
 impl Driver {
+    /// A call that changes something: it has all the time of its limit.
+    async fn tell<A: Serialize + Sync, R: DeserializeOwned>(
+        &self,
+        cx: &Ctx,
+        method: &str,
+        arguments: &A,
+        limit: Duration,
+    ) -> std::result::Result<R, Fault> {
+        let _working = Working::new(&self.line);
+        let answer = self.call(cx, method, arguments, limit).await;
+        self.judge(&answer);
+        answer
+    }
+
+    /// A call that only reads: it ends early if the plugin turns out to answer nobody.
     async fn ask<A: Serialize + Sync, R: DeserializeOwned>(
+        &self,
+        cx: &Ctx,
+        method: &str,
+        arguments: &A,
+        limit: Duration,
+    ) -> std::result::Result<R, Fault> {
+        let down = self.line.down.notified();
+        let mut call = std::pin::pin!(self.call(cx, method, arguments, limit));
+        let answer = match tokio::time::timeout(PATIENCE, &mut call).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.line.suspect.notify_one();
+                tokio::select! {
+                    biased;
+                    answer = call => answer,
+                    () = down => return Err(Fault::Down),
+                }
+            }
+        };
+        self.judge(&answer);
+        answer
+    }
+
+    fn judge<R>(&self, answer: &std::result::Result<R, Fault>) {
+        if answer.as_ref().is_err_and(|fault| !fault.is_answer()) {
+            self.line.suspect.notify_one();
+        }
+    }
+
+    async fn call<A: Serialize + Sync, R: DeserializeOwned>(
         &self,
         cx: &Ctx,
         method: &str,
@@ -143,12 +226,7 @@ impl Driver {
             .deadline
             .map(|at| at.saturating_duration_since(Instant::now()).saturating_sub(MARGIN));
         let limit = left.map_or(limit, |left| left.min(limit));
-        let answer =
-            call(&self.address, &format!("VolumeDriver.{method}"), Some(arguments), limit).await;
-        if answer.as_ref().is_err_and(|fault| !fault.is_answer()) {
-            self.suspect.notify_one();
-        }
-        answer
+        call(&self.address, &format!("VolumeDriver.{method}"), Some(arguments), limit).await
     }
 
     fn context(&self, method: &str) -> String {
@@ -174,13 +252,13 @@ impl VolumeDriver for Driver {
             return Ok(());
         }
         let wanted = Create { name, opts: options };
-        let made = self.ask::<_, Done>(cx, "Create", &wanted, LONG).await;
+        let made = self.tell::<_, Done>(cx, "Create", &wanted, LONG).await;
         made.map(drop)
             .map_err(|fault| fault.into_error(&self.context("Create"), ErrorKind::InvalidArgument))
     }
 
     async fn remove(&self, cx: &Ctx, name: &str) -> Result<()> {
-        match self.ask::<_, Done>(cx, "Remove", &Named { name }, SHORT).await {
+        match self.tell::<_, Done>(cx, "Remove", &Named { name }, SHORT).await {
             Ok(Done {}) => Ok(()),
             Err(fault) => {
                 let refused = matches!(fault, Fault::Refused(_));
@@ -220,7 +298,7 @@ impl VolumeDriver for Driver {
     }
 
     async fn publish(&self, cx: &Ctx, name: &str, user: &str) -> Result<MountPlan> {
-        let mounted = self.ask::<_, Mounted>(cx, "Mount", &Used { name, user }, LONG).await;
+        let mounted = self.tell::<_, Mounted>(cx, "Mount", &Used { name, user }, LONG).await;
         let mounted = mounted
             .map_err(|fault| fault.into_error(&self.context("Mount"), ErrorKind::Conflict))?;
         if mounted.mountpoint.is_empty() {
@@ -231,7 +309,7 @@ impl VolumeDriver for Driver {
     }
 
     async fn unpublish(&self, cx: &Ctx, name: &str, user: &str) -> Result<()> {
-        match self.ask::<_, Done>(cx, "Unmount", &Used { name, user }, SHORT).await {
+        match self.tell::<_, Done>(cx, "Unmount", &Used { name, user }, SHORT).await {
             Ok(Done {}) => Ok(()),
             Err(Fault::Refused(why)) => {
                 // It may have forgotten the user over a restart of its own.
