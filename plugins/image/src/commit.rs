@@ -98,7 +98,7 @@ async fn archive(store: &Store, cx: &Ctx, commit: &CommitImage, sink: &Sink) -> 
     let blob = store.blobs.writer(cx, sink.lease()).await?;
     let packer = Arc::new(Mutex::new(Some(Packer::new(blob)?)));
     let out = Box::new(Shared(packer.clone()));
-    store.layers.diff(cx, &commit.layer, &commit.chain, out).await?;
+    store.layers.diff(cx, &commit.layer, &commit.chain, false, out).await?;
     let packer = packer.lock().unwrap_or_else(PoisonError::into_inner).take();
     let gone = || Error::new(ErrorKind::Internal, "the archive of a layer is gone");
     let packer = packer.ok_or_else(gone)?;

@@ -1,11 +1,12 @@
 //! What a container changed over its image.
 
+use std::collections::BTreeSet;
 use std::io::{BufWriter, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use gantry_archive::{
-    ArchiveError, ChangeKind, Changes, CreateOptions, Source, create, create_from_changes,
+    ArchiveError, ChangeKind, Changes, CreateOptions, Source, create, create_of_changes,
     overlay_changes, tree_changes,
 };
 use gantry_sdk::kinds::layers::{Chain, ContainerLayer, LayerChange};
@@ -13,6 +14,7 @@ use gantry_sdk::kinds::storage::LayerForm;
 use gantry_sdk::mounts::MountFd;
 use gantry_sdk::{Ctx, Error, Result};
 
+use crate::places;
 use crate::pour::explain;
 use crate::store::Store;
 
@@ -28,7 +30,7 @@ struct Compared {
 }
 
 impl Compared {
-    fn changes(&self) -> Result<Changes, ArchiveError> {
+    fn all_changes(&self) -> Result<Changes, ArchiveError> {
         let below = Some(self.below.as_fd());
         if self.is_overlay {
             overlay_changes(self.new.as_fd(), below)
@@ -37,13 +39,31 @@ impl Compared {
         }
     }
 
-    fn archive(&self, out: impl Write) -> Result<(), ArchiveError> {
+    fn places(&self, changes: &Changes) -> BTreeSet<Vec<u8>> {
+        places::among(changes, self.new.as_fd(), self.below.as_fd())
+    }
+
+    fn changes(&self) -> Result<Changes, ArchiveError> {
+        let mut changes = self.all_changes()?;
+        let places = self.places(&changes);
+        changes.retain(|path, _| !places.contains(path));
+        Ok(changes)
+    }
+
+    fn archive(&self, with_places: bool, out: impl Write) -> Result<(), ArchiveError> {
         if self.is_overlay {
-            let options =
-                CreateOptions { source: Source::OverlayUpper, ..CreateOptions::default() };
+            let places =
+                if with_places { BTreeSet::new() } else { self.places(&self.all_changes()?) };
+            let wanted = move |path: &[u8]| !places.contains(path);
+            let options = CreateOptions {
+                source: Source::OverlayUpper,
+                filter: Some(&wanted),
+                ..CreateOptions::default()
+            };
             create(self.new.as_fd(), out, &options).map(drop)
         } else {
-            create_from_changes(Some(self.below.as_fd()), self.new.as_fd(), out).map(drop)
+            let changes = if with_places { self.all_changes()? } else { self.changes()? };
+            create_of_changes(&changes, self.new.as_fd(), out).map(drop)
         }
     }
 }
@@ -98,13 +118,14 @@ impl Store {
         cx: &Ctx,
         layer: &ContainerLayer,
         chain: &Chain,
+        places: bool,
         out: Box<dyn Write + Send>,
     ) -> Result<()> {
         let _kept = self.pins.pin(chain.ids());
         let compared = self.compared(cx, layer, chain).await?;
         let archive = move || {
             let mut out = BufWriter::with_capacity(BUFFER, out);
-            compared.archive(&mut out)?;
+            compared.archive(places, &mut out)?;
             out.flush().map_err(ArchiveError::Write)
         };
         tokio::task::spawn_blocking(archive).await?.map_err(|error| comparing(layer, error))

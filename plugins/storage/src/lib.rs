@@ -36,6 +36,7 @@ mod changes;
 mod flights;
 mod info;
 mod pins;
+mod places;
 mod plugin;
 mod pour;
 mod records;

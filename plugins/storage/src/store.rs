@@ -351,9 +351,10 @@ impl LayerStore for Handle {
         cx: &Ctx,
         layer: &ContainerLayer,
         chain: &Chain,
+        places: bool,
         out: Box<dyn Write + Send>,
     ) -> Result<()> {
-        self.0.layer_diff(cx, layer, chain, out).await
+        self.0.layer_diff(cx, layer, chain, places, out).await
     }
 
     async fn removing(&self, cx: &Ctx) -> Result<u64> {

@@ -183,12 +183,13 @@ kind! {
         async fn changes(&self, cx: &Ctx, layer: &ContainerLayer, chain: &Chain) -> Result<Vec<LayerChange>>;
 
         /// The same as a layer's archive, not compressed, written to `out` on a blocking thread. That
-        /// of an untouched layer has no members.
+        /// of an untouched layer has no members. `places` adds what was made for the mounts that every
+        /// container has (`/etc/hosts` …), which is no change but lies in the layer.
         ///
         /// # Errors
         ///
         /// `NotFound` if the layer is gone; what `out` reports.
-        async fn diff(&self, cx: &Ctx, layer: &ContainerLayer, chain: &Chain, out: Box<dyn Write + Send>) -> Result<()>;
+        async fn diff(&self, cx: &Ctx, layer: &ContainerLayer, chain: &Chain, places: bool, out: Box<dyn Write + Send>) -> Result<()>;
 
         /// Removes a container's layer; a missing one is no error.
         async fn remove(&self, cx: &Ctx, layer: &ContainerLayer) -> Result<()>;

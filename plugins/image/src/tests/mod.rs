@@ -96,6 +96,7 @@ impl LayerStore for FakeLayers {
         _: &Ctx,
         _: &ContainerLayer,
         _: &Chain,
+        _: bool,
         mut out: Box<dyn Write + Send>,
     ) -> Result<()> {
         out.write_all(&[0; 1024]).map_err(|e| Error::io("write", "a diff", e))

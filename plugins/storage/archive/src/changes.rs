@@ -65,9 +65,21 @@ pub fn create_from_changes<W: Write>(
     new: BorrowedFd<'_>,
     out: W,
 ) -> Result<Created> {
-    let changes = tree_changes(old, new)?;
+    create_of_changes(&tree_changes(old, new)?, new, out)
+}
+
+/// Archives `changes` of the tree `new`, some or all that [`tree_changes`] found, as a layer.
+///
+/// # Errors
+///
+/// Those of [`crate::create()`].
+pub fn create_of_changes<W: Write>(
+    changes: &Changes,
+    new: BorrowedFd<'_>,
+    out: W,
+) -> Result<Created> {
     let chosen: Vec<_> =
-        changes.into_iter().map(|(path, kind)| (path, kind == ChangeKind::Deleted)).collect();
+        changes.iter().map(|(path, kind)| (path.clone(), *kind == ChangeKind::Deleted)).collect();
     create_chosen(new, out, &chosen)
 }
 

@@ -50,7 +50,9 @@ mod tree;
 mod writer;
 pub mod xattr;
 
-pub use changes::{ChangeKind, Changes, create_from_changes, overlay_changes, tree_changes};
+pub use changes::{
+    ChangeKind, Changes, create_from_changes, create_of_changes, overlay_changes, tree_changes,
+};
 pub use compress::{Chunks, Compression, Passed, decompressed, decompressed_with, detect};
 pub use copy::{copy_children, copy_tree};
 pub use create::{CreateOptions, Created, Filter, Source, create, create_one};

@@ -96,7 +96,7 @@ pub(crate) async fn apply_changes(
         let options = ExtractOptions { whiteouts: Whiteouts::Remove, ..ExtractOptions::default() };
         extract(passage, target.as_fd(), &options).map(drop).map_err(explain)
     });
-    let archived = layers.diff(cx, old, chain, Box::new(writer)).await;
+    let archived = layers.diff(cx, old, chain, true, Box::new(writer)).await;
     let unpacked = unpacking.await?;
     match (archived, unpacked) {
         (Ok(()), unpacked) => unpacked,

@@ -45,7 +45,7 @@ async fn root_a_container_tells_what_it_changed_while_it_is_in_use() {
         let layer = store.create(&cx(), "c", &chain, Some(instance), &Labels::new()).await.unwrap();
         let diff = async || {
             let sink = Sink::default();
-            store.diff(&cx(), &layer, &chain, Box::new(sink.clone())).await.unwrap();
+            store.diff(&cx(), &layer, &chain, false, Box::new(sink.clone())).await.unwrap();
             let bytes = sink.0.lock().unwrap().clone();
             members(&bytes)
         };
