@@ -380,7 +380,7 @@ fn write_layer(
         };
         content.clear();
         while content.len() < size {
-            if random.next() % 3 == 0 {
+            if random.next().is_multiple_of(3) {
                 content.extend_from_slice(&random.next().to_le_bytes());
             } else {
                 content.extend_from_slice(&words[random.next() as usize % words.len()]);

@@ -243,9 +243,8 @@ async fn loading_takes_the_platforms_that_are_wanted_and_adds_to_what_is_here() 
 async fn platforms_are_removed_one_by_one() {
     let world = World::new().await;
     let (_, other, _) = load_multi(&world).await;
-    let one = |architecture: &str, more: &str| {
-        format!("platforms={}{more}", platform_of(architecture))
-    };
+    let one =
+        |architecture: &str, more: &str| format!("platforms={}{more}", platform_of(architecture));
     let unforced = world.remove("multi:1", &one("s390x", "")).await.unwrap_err();
     assert_eq!(unforced.kind(), gantry_sdk::ErrorKind::InvalidArgument);
     world.use_image(&other, 'c', true);
@@ -295,9 +294,8 @@ async fn hostile_indexes_are_refused() {
         layout.image(&host(), true);
         for _ in 0..depth {
             let manifests = std::mem::take(&mut layout.manifests);
-            let index =
-                json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests})
-                    .to_string();
+            let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests})
+                .to_string();
             let inner = layout.add(index.as_bytes());
             let entry = json!({"mediaType": OCI_INDEX, "digest": inner, "size": index.len()});
             // The same one a hundred times: read once.
@@ -310,9 +308,7 @@ async fn hostile_indexes_are_refused() {
     assert_eq!(world.list("").await.unwrap()[0]["RepoTags"], json!(["a:1"]));
     let many = || {
         let mut layout = Layout::default();
-        let entry = |n: usize| {
-            json!({"mediaType": OCI_MANIFEST, "digest": digest(&n.to_le_bytes()), "size": 8})
-        };
+        let entry = |n: usize| json!({"mediaType": OCI_MANIFEST, "digest": digest(&n.to_le_bytes()), "size": 8});
         layout.manifests = (0..1000).map(entry).collect();
         let index = json!({"schemaVersion": 2, "manifests": layout.manifests}).to_string();
         let inner = layout.add(index.as_bytes());
@@ -322,10 +318,9 @@ async fn hostile_indexes_are_refused() {
             .push(json!({"mediaType": OCI_INDEX, "digest": inner, "size": index.len()}));
         layout.finish("a:1").0
     };
-    for (what, archive, message) in [
-        ("deep", nested(8), "nested too deeply"),
-        ("many", many(), "more than 1024 manifests"),
-    ] {
+    for (what, archive, message) in
+        [("deep", nested(8), "nested too deeply"), ("many", many(), "more than 1024 manifests")]
+    {
         let world = World::new().await;
         let error = world.load(&archive, "").await.unwrap_err().chain();
         assert!(error.contains(message), "{what}: {error}");
