@@ -16,6 +16,8 @@ use gantry_sys::mount::create_subvolume;
 use gantry_sys::path::proc_fd;
 
 mod common;
+#[path = "common/disk.rs"]
+mod disk;
 
 struct Place {
     mount: MountFd,
@@ -30,7 +32,7 @@ impl Place {
             eprintln!("skipped: needs root and btrfs");
             return None;
         }
-        let mount = common::mount(0, 0).unwrap();
+        let mount = disk::mount();
         let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let layers = Layers::open(&proc_fd(&mount).join("root")).unwrap().with_options(options);
         let layers = Arc::new(layers);
