@@ -2,13 +2,13 @@
 //!
 //! # Map
 //!
-//! - [`settings`], [`insecure`]: the configuration
-//! - [`shared`], [`site`]: where a name leads, how far who is there is trusted
-//! - [`login`], [`token`], [`answer`]: who asks, and what is said to those who are refused
-//! - [`endpoint`]: requests with the right authorization
-//! - [`repository`]: what can be done with a repository
-//! - [`http`]: HTTP within bounds
-//! - [`routes`], [`info`]: what clients see
+//! - `settings`, `insecure`: the configuration
+//! - `shared`, `site`: where a name leads, how far who is there is trusted
+//! - `login`, `token`, `answer`: who asks, and what is said to those who are refused
+//! - `endpoint`: requests with the right authorization
+//! - `repository`: what can be done with a repository
+//! - `http`: HTTP within bounds
+//! - `routes`, `info`: what clients see
 //!
 //! # Invariants
 //!

@@ -9,7 +9,7 @@
 //!
 //! # Map
 //!
-//! - [`manifest`], [`resolve`]: what a registry says, bounded and checked
+//! - [`manifest`], [`mod@resolve`]: what a registry says, bounded and checked
 //! - [`downloads`]: each blob once, whoever wants it
 //! - [`unfinished`]: what stays of a pull that failed
 //! - [`source`]: layers that were dropped come back

@@ -11,7 +11,7 @@
 //!
 //! - [`CASES`]: the list, with numbers and levels
 //! - [`Subject`], [`Fixture`]: what is tried, and what checks are given
-//! - [`run()`], [`test`]: making checks
+//! - [`run()`], [`test()`]: making checks
 //! - [`child`]: the part of a process that will be killed
 //! - `contract` … `trips`: the checks
 //! - `disks`: file systems in files
