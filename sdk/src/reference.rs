@@ -174,7 +174,10 @@ impl Reference {
 
     /// The repository as users know it, `busybox`.
     pub fn familiar_name(&self) -> String {
-        if self.domain != DEFAULT_DOMAIN {
+        // Without the registry, a path such as `a.b/c` would mean another one.
+        let first = self.path.split_once('/').map(|(first, _)| first);
+        let is_taken_for_domain = |first: &str| first == "localhost" || first.contains('.');
+        if self.domain != DEFAULT_DOMAIN || first.is_some_and(is_taken_for_domain) {
             return self.name();
         }
         match self.path.strip_prefix(OFFICIAL) {

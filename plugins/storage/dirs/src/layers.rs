@@ -27,6 +27,8 @@ pub struct Layers {
     pub(crate) table: Mutex<Table>,
     /// Told when something has been put into the trash.
     pub(crate) trashed: tokio::sync::Notify,
+    /// Held by a sync. Whether there are marks of durable layers that may not be on disk.
+    pub(crate) syncing: Mutex<bool>,
     /// Whether the records were written, or checked, during this boot of the machine.
     pub(crate) same_boot: AtomicBool,
     /// Whether directories can be limited by project quota.
@@ -536,6 +538,8 @@ impl Layers {
     ///
     /// What the disk reported.
     pub fn sync(&self) -> Result<()> {
+        // One at a time, across the disk's work: two would make the same mark.
+        let mut marks_wait = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let unsynced: Vec<Record> = {
             let table = self.table();
             let records = table.slots.values().filter_map(|slot| match slot {
@@ -544,17 +548,21 @@ impl Layers {
             });
             records.collect()
         };
-        if unsynced.is_empty() {
-            return Ok(());
-        }
-        rustix::fs::syncfs(&self.root_fd)
-            .map_err(|e| Error::io("sync", self.root.display(), e.into()))?;
-        unsynced.iter().try_for_each(|record| self.mark_durable(record))?;
-        // Without the marks a power cut would cost the layers all the same.
         let fail = |e: Errno| Error::io("sync", self.root.display(), e.into());
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let records = rustix::fs::openat(&self.records, ".", flags, Mode::empty()).map_err(fail)?;
-        rustix::fs::fsync(&records).map_err(fail)
+        if !unsynced.is_empty() {
+            rustix::fs::syncfs(&self.root_fd).map_err(fail)?;
+            *marks_wait = true;
+            unsynced.iter().try_for_each(|record| self.mark_durable(record))?;
+        }
+        if *marks_wait {
+            // Without the marks a power cut would cost the layers all the same.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let records =
+                rustix::fs::openat(&self.records, ".", flags, Mode::empty()).map_err(fail)?;
+            rustix::fs::fsync(&records).map_err(fail)?;
+            *marks_wait = false;
+        }
+        Ok(())
     }
 
     /// Changes a record in place, while everybody may use the layer. If it was removed meanwhile, the

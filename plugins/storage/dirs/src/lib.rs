@@ -20,7 +20,7 @@
 //!    cut is found out by the boot id: committed layers that were not yet synced are dropped, and
 //!    made again from blobs by the layer store. Writable layers are kept.
 //! 3. Removing is a rename; the files go later, by a task.
-//! 4. The lock is held for memory only, never across a system call.
+//! 4. The table's lock is held for memory only, never across a system call.
 //!
 //! # Map
 //!

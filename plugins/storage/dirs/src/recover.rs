@@ -56,6 +56,7 @@ impl Layers {
             trash,
             table: Mutex::new(table),
             trashed: tokio::sync::Notify::new(),
+            syncing: std::sync::Mutex::default(),
             same_boot: AtomicBool::new(same_boot),
         };
         layers.number_past_leftovers()?;
