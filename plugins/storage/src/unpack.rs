@@ -24,7 +24,7 @@ use crate::store::{Instance, Store};
 pub(crate) const UNPACKING: &str = "unpack-";
 /// Layers unpacked at once from blobs that are still arriving. They wait more than they work, and
 /// must not keep others from working.
-const ARRIVING: usize = 4;
+const ARRIVING: usize = 3;
 
 /// Who may unpack now, over all calls.
 pub(crate) struct Lanes {

@@ -12,7 +12,7 @@ use crate::digest::Hasher;
 use crate::{ArchiveError, Result};
 
 /// Chunks in flight.
-const QUEUE: usize = 4;
+const QUEUE: usize = 2;
 
 /// How a stream is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
